@@ -1,0 +1,157 @@
+"""Artefacts: written to a temporary name and renamed, with their provenance, refused when their inputs changed.
+
+An artefact is a folder whose `manifest.json` says what made it (kind, settings, versions, the fingerprints of its
+inputs) and what it holds (the fingerprint of every file). A folder without a manifest is not an artefact: a killed job
+leaves only a `.<name>.partial-*` folder, which the next run of the same job removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ehrctx import __version__
+from ehrctx.errors import InputError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+RECORDED_PACKAGES = ("numpy", "polars", "scikit-learn", "torch", "transformers", "lightning")
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file's bytes, of an artefact's manifest, or of all files (names and bytes) below any other folder.
+
+    An artefact's manifest holds the fingerprints of its files and inputs, so its own hash stands for all of them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST).exists():
+            return fingerprint(path / MANIFEST)
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{fingerprint(file)}\0".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"ehrctx": __version__, "python": sys.version.split()[0]}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # a GPU node may hold only what training needs
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it into place on success, removes it on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+@contextmanager
+def new_artifact(
+    path: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], facts: dict[str, Any] | None = None
+) -> Iterator[Path]:
+    """Yields a temporary folder to fill; on success adds the manifest and renames the folder to `path`.
+
+    `settings` are the choices made, `inputs` name -> path of what was read, `facts` what was counted (may be filled
+    while the folder is written). An older artefact at `path` is replaced only once the new one is complete.
+    """
+    path = Path(path)
+    provenance = {name: fingerprint(source) for name, source in inputs.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+        _remove(leftover)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        manifest = {
+            "kind": kind,
+            "schema": SCHEMA_VERSION,
+            "settings": dict(settings),
+            "inputs": provenance,
+            "facts": facts or {},
+            "files": {
+                p.relative_to(partial).as_posix(): fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()
+            },
+            "versions": _versions(),
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n")
+        if path.exists():
+            old = path.with_name(f".{path.name}.partial-old-{os.getpid()}")
+            os.replace(path, old)
+            os.replace(partial, path)
+            _remove(old)
+        else:
+            os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """The manifest of the artefact at `path`, which must be of this `kind` and schema version."""
+    file = Path(path) / MANIFEST
+    if not file.is_file():
+        raise InputError(f"{path} is not a finished {kind} folder: it has no {MANIFEST}. Make it again with its command.")
+    manifest: dict[str, Any] = json.loads(file.read_text())
+    if manifest.get("kind") != kind:
+        raise InputError(f"{path} holds {manifest.get('kind')!r} where {kind!r} is expected. Check the order of paths.")
+    if manifest.get("schema") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} was written with schema {manifest.get('schema')}, this version reads {SCHEMA_VERSION}. "
+            f"Delete the folder and run the workflow again."
+        )
+    return manifest
+
+
+def require_same_input(path: Path, kind: str, name: str, current: Path) -> None:
+    """Refuses the artefact at `path` if its input `name` is not what now lies at `current`."""
+    recorded = read_manifest(path, kind)["inputs"].get(name)
+    if recorded != fingerprint(current):
+        raise InputError(
+            f"{path} was made from other {name} than those now at {current}. "
+            f"Make it again, or give the {name} that it was made from."
+        )
+
+
+@contextmanager
+def exclusive(lock: Path, what: str) -> Iterator[None]:
+    """Holds an advisory lock on the file `lock`; waits, and says so, while another process holds it.
+
+    The kernel drops the lock when its holder dies, so a killed run never leaves a stale one.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting: another process is {what}.", file=sys.stderr, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

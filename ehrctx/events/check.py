@@ -1,0 +1,72 @@
+"""`ehrctx check`: what a MEDS data set holds, and every rule it breaks, with file and row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrctx.events.meds import (
+    SPLITS_FILE,
+    Dataset,
+    Violation,
+    check_splits,
+    read_raw,
+    subjects_in_two_shards,
+    violations_of,
+)
+
+
+def check(dataset: Dataset) -> tuple[dict[str, Any], list[Violation]]:
+    """Aggregates of the whole data set, and all violations. Reads one shard at a time.
+
+    The summary has: files, subjects, events, codes, first_year, last_year, events_per_subject (median, p90, max),
+    with_numeric_value, with_text_value, static (shares of events).
+    """
+    found: list[Violation] = []
+    lengths: list[np.ndarray] = []
+    subjects: dict[Path, np.ndarray] = {}
+    codes: set[str] = set()
+    years: list[int] = []
+    counts = {"events": 0, "numeric": 0, "text": 0, "static": 0}
+    for shard in dataset.shards:
+        raw = read_raw(dataset, shard)
+        problems = violations_of(raw, dataset.name_of(shard))
+        found += problems
+        if not {"subject_id", "time", "code"} <= set(raw.columns) or any(not p.n for p in problems):
+            continue
+        per_subject = raw.drop_nulls("subject_id").group_by("subject_id").len().sort("subject_id")
+        subjects[shard] = per_subject["subject_id"].to_numpy()
+        lengths.append(per_subject["len"].to_numpy())
+        codes.update(raw["code"].drop_nulls().cast(pl.String).unique().to_list())
+        if raw["time"].drop_nulls().len():
+            spanned = raw.select(first=pl.col("time").min().dt.year(), last=pl.col("time").max().dt.year())
+            years += [int(y) for y in spanned.row(0)]
+        counts["events"] += raw.height
+        counts["static"] += raw["time"].null_count()
+        counts["numeric"] += raw["numeric_value"].count() if "numeric_value" in raw.columns else 0
+        counts["text"] += raw["text_value"].count() if "text_value" in raw.columns else 0
+    found += subjects_in_two_shards(dataset, subjects)
+    if (dataset.root / SPLITS_FILE).is_file():
+        found += check_splits(pl.read_parquet(dataset.root / SPLITS_FILE), SPLITS_FILE.as_posix())
+    n = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+    share = {k: counts[k] / counts["events"] if counts["events"] else 0.0 for k in ("numeric", "text", "static")}
+    summary = {
+        "files": len(dataset.shards),
+        "subjects": int(sum(len(ids) for ids in subjects.values())),
+        "events": counts["events"],
+        "codes": len(codes),
+        "first_year": min(years, default=None),
+        "last_year": max(years, default=None),
+        "events_per_subject": {
+            "median": float(np.median(n)) if len(n) else 0.0,
+            "p90": float(np.quantile(n, 0.9)) if len(n) else 0.0,
+            "max": int(n.max()) if len(n) else 0,
+        },
+        "with_numeric_value": share["numeric"],
+        "with_text_value": share["text"],
+        "static": share["static"],
+    }
+    return summary, found

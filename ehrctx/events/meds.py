@@ -1,0 +1,243 @@
+"""Reading and checking MEDS data sets (schemas 0.3 and 0.4) as polars frames in a defined total order.
+
+0.3 and 0.4 differ in what may be absent (`numeric_value` is optional in 0.4, `text_value` a custom column in 0.3) and in
+string widths; both are read here, and every reader downstream sees the same columns.
+
+Source: https://github.com/Medical-Event-Data-Standard/meds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrctx.errors import InputError
+from ehrctx.events.profile import DatasetProfile, matches
+
+SPLITS = ("train", "tuning", "held_out")
+SPLITS_FILE = Path("metadata/subject_splits.parquet")
+CODES_FILE = Path("metadata/codes.parquet")
+OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
+ROWS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken rule of MEDS in one file. `rows` counts from 1; `n` is how many rows break it."""
+
+    file: str
+    rows: tuple[int, ...]
+    n: int
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        more = f" and {self.n - len(self.rows):,} more" if self.n > len(self.rows) else ""
+        where = f", row{'s' if self.n > 1 else ''} {', '.join(f'{r:,}' for r in self.rows)}{more}" if self.n else ""
+        return f"{self.file}{where}: {self.problem} {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A MEDS data set on disk: its folder and its shards in a fixed order."""
+
+    root: Path
+    shards: tuple[Path, ...]
+
+    def name_of(self, shard: Path) -> str:
+        return shard.relative_to(self.root).as_posix()
+
+    def files(self) -> list[Path]:
+        """The files that its content depends on."""
+        return [*self.shards, *(self.root / f for f in (SPLITS_FILE, CODES_FILE) if (self.root / f).is_file())]
+
+
+def open_dataset(root: Path) -> Dataset:
+    """The data set in the folder `root`, whose events are in `root/data/**/*.parquet`."""
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"no such folder: {root}. Give the folder of a MEDS data set, the one that holds data/.")
+    shards = tuple(sorted((root / "data").rglob("*.parquet")))
+    if not shards:
+        raise InputError(f"{root} holds no data/**/*.parquet. Give the folder of a MEDS data set.")
+    return Dataset(root, shards)
+
+
+def _is_string(dtype: pl.DataType) -> bool:
+    return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
+
+
+def _column_problems(schema: pl.Schema) -> Iterator[tuple[str, str]]:
+    checks = {
+        "subject_id": (lambda t: t.is_integer(), "an integer", True),
+        "time": (lambda t: isinstance(t, pl.Datetime) and t.time_zone is None, "a date-time without time zone", True),
+        "code": (_is_string, "a string", True),
+        "numeric_value": (lambda t: t.is_numeric() or t == pl.Null, "a number", False),
+        "text_value": (lambda t: _is_string(t) or t == pl.Null, "a string", False),
+    }
+    for column, (accepts, expected, required) in checks.items():
+        if column not in schema:
+            if required:
+                old = next((name for name, new in OLD_NAMES.items() if new == column and name in schema), None)
+                remedy = f"Rename {old!r} to {column!r}." if old else "Write it as MEDS prescribes."
+                yield f"the column {column!r} is missing.", remedy
+        elif not accepts(schema[column]):
+            yield f"the column {column!r} is {schema[column]}, expected {expected}.", "Cast it when writing the file."
+
+
+def _violation(file: str, broken: pl.Series, problem: str, remedy: str) -> Violation:
+    rows = broken.arg_true()
+    return Violation(file, tuple(int(r) + 1 for r in rows.head(ROWS_NAMED)), len(rows), problem, remedy)
+
+
+def violations_of(events: pl.DataFrame, file: str) -> list[Violation]:
+    """Every rule that the raw rows of one shard break; rows count from 1."""
+    found = [Violation(file, (), 0, problem, remedy) for problem, remedy in _column_problems(events.schema)]
+    if found or events.is_empty():
+        return found
+    subject, time = pl.col("subject_id"), pl.col("time")
+    starts = subject != subject.shift(1)
+    same = subject == subject.shift(1)
+    checked = events.select(
+        no_subject=subject.is_null(),
+        no_code=pl.col("code").is_null() | (pl.col("code").cast(pl.String) == ""),
+        scattered=(starts & (pl.struct("subject_id", run=starts.fill_null(True).cum_sum()).is_first_distinct()))
+        & ~subject.is_first_distinct(),
+        back_in_time=same & (time < time.shift(1)),
+        late_static=same & time.is_null() & time.shift(1).is_not_null(),
+    )
+    rules = {
+        "no_subject": ("subject_id is empty.", "Drop the row or give it its subject."),
+        "no_code": ("code is empty.", "Drop the row or give it a code."),
+        "scattered": ("a subject's rows are not together.", "Sort the file by subject_id, then time."),
+        "back_in_time": ("time goes back within a subject (unsorted).", "Sort the file by subject_id, then time."),
+        "late_static": ("a static row (no time) follows timed ones.", "Put static rows first in each subject."),
+    }
+    return [
+        _violation(file, checked[name].fill_null(False), problem, remedy)
+        for name, (problem, remedy) in rules.items()
+        if checked[name].any()
+    ]
+
+
+def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:
+    """One shard as it lies on disk."""
+    try:
+        return pl.read_parquet(shard)
+    except (pl.exceptions.ComputeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{dataset.name_of(shard)} is not a readable parquet file ({reason}). Write it again.") from None
+
+
+def _unit(profile: DatasetProfile, columns: list[str]) -> pl.Expr:
+    stated = pl.col(profile.unit_column).cast(pl.String) if profile.unit_column else pl.lit(None, pl.String)
+    if not profile.unit_in_code:
+        return stated
+    segments = pl.col("code").str.split("//")
+    suffix = pl.when(matches(pl.col("code"), profile.unit_in_code) & (segments.list.len() > 2)).then(
+        segments.list.last()
+    )
+    return pl.coalesce(stated, pl.when(suffix != "UNK").then(suffix))
+
+
+def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.DataFrame:
+    """One shard's events in the total order: subjects as in the file; static first, then (time, file order).
+
+    Columns: subject_id int64, time datetime[us] (null = static), code, numeric_value float32, text_value, unit, visit
+    int64 or string (null where the profile names none), event uint32 (position within the subject). Events of
+    `profile.date_only` codes that are stamped 00:00:00 are moved to 23:59:00 of their day, when they are known.
+
+    Raises InputError, with file and row, at the first rule of MEDS that the shard breaks.
+    """
+    raw = read_raw(dataset, shard)
+    problems = violations_of(raw, dataset.name_of(shard))
+    if problems:
+        raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+    for key in ("visit_column", "unit_column"):
+        column = getattr(profile, key)
+        if column and column not in raw.columns:
+            raise InputError(
+                f"{dataset.name_of(shard)}: no column {column!r}, which the profile {profile.name!r} names as {key}. "
+                f"Mend the profile."
+            )
+    numeric = pl.col("numeric_value") if "numeric_value" in raw.columns else pl.lit(None)
+    text = pl.col("text_value") if "text_value" in raw.columns else pl.lit(None)
+    time, code = pl.col("time").cast(pl.Datetime("us")), pl.col("code").cast(pl.String)
+    midnight = matches(pl.col("code"), profile.date_only) & (pl.col("time") == pl.col("time").dt.truncate("1d"))
+    return (
+        raw.with_columns(time=time, code=code)
+        .select(
+            pl.col("subject_id").cast(pl.Int64),
+            pl.when(midnight).then(pl.col("time").dt.offset_by("23h59m")).otherwise(pl.col("time")).alias("time"),
+            "code",
+            numeric.cast(pl.Float32).alias("numeric_value"),
+            text.cast(pl.String).alias("text_value"),
+            _unit(profile, raw.columns).alias("unit"),
+            (pl.col(profile.visit_column) if profile.visit_column else pl.lit(None, pl.Int64)).alias("visit"),
+            pl.col("subject_id").rle_id().alias("_subject"),
+        )
+        .sort("_subject", "time", nulls_last=False, maintain_order=True)
+        .with_columns(event=pl.int_range(pl.len(), dtype=pl.UInt32).over("_subject"))
+        .drop("_subject")
+    )
+
+
+def read_codes(dataset: Dataset) -> pl.DataFrame:
+    """`metadata/codes.parquet` as (code, description, parent_codes list of strings); empty where there is none."""
+    file = dataset.root / CODES_FILE
+    empty = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    if not file.is_file():
+        return pl.DataFrame(schema=empty)
+    codes = pl.read_parquet(file)
+    if "code" not in codes.columns:
+        raise InputError(f"{CODES_FILE}: the column 'code' is missing. Write it as MEDS prescribes.")
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in empty.items() if name not in codes.columns]
+    return codes.with_columns(missing).select(
+        pl.col("code").cast(pl.String), pl.col("description").cast(pl.String), "parent_codes"
+    )
+
+
+def check_splits(splits: pl.DataFrame, file: str) -> list[Violation]:
+    """Every rule that a table of splits breaks."""
+    for column, accepts, expected in (
+        ("subject_id", lambda t: t.is_integer(), "an integer"),
+        ("split", _is_string, "a string"),
+    ):
+        if column not in splits.columns:
+            return [Violation(file, (), 0, f"the column {column!r} is missing.", "Write it as MEDS prescribes.")]
+        if not accepts(splits.schema[column]):
+            return [
+                Violation(file, (), 0, f"the column {column!r} is {splits.schema[column]}, expected {expected}.", "Cast it.")
+            ]
+    found = []
+    unknown = ~splits["split"].cast(pl.String).is_in(SPLITS).fill_null(False)
+    if unknown.any():
+        found.append(_violation(file, unknown, "split is not train, tuning or held_out.", "Use these names."))
+    twice = ~splits["subject_id"].is_first_distinct()
+    if twice.any():
+        found.append(_violation(file, twice, "a subject is listed twice.", "List each subject once."))
+    return found
+
+
+def subjects_in_two_shards(dataset: Dataset, subjects: dict[Path, np.ndarray]) -> list[Violation]:
+    """MEDS keeps each subject in one shard; `subjects` are the distinct subject_ids of each shard."""
+    seen: set[int] = set()
+    found = []
+    for shard, ids in subjects.items():
+        both = seen.intersection(ids.tolist())
+        if both:
+            found.append(
+                Violation(
+                    dataset.name_of(shard),
+                    (),
+                    0,
+                    f"{len(both):,} of its subjects are in an earlier file too.",
+                    "Keep each subject in one file.",
+                )
+            )
+        seen.update(ids.tolist())
+    return found

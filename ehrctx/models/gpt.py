@@ -1,0 +1,22 @@
+"""GPT: transformers' GPT-2, learned absolute positions, tied embeddings, no dropout (as none of the others has one)."""
+
+from __future__ import annotations
+
+from transformers import GPT2Config, GPT2LMHeadModel
+
+SIZES = {"tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128}}
+
+
+def build(size: str, vocabulary_size: int, context: int, special: dict[str, int]) -> GPT2LMHeadModel:
+    """A randomly initialised network with `context` learned positions."""
+    config = GPT2Config(
+        vocab_size=vocabulary_size,
+        n_positions=context,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        **SIZES[size],
+        **special,
+    )
+    return GPT2LMHeadModel(config)

@@ -1,0 +1,103 @@
+"""The contract of every architecture, and how a model is built, saved and loaded.
+
+All are causal and padded on the right, so no padding mask is passed: what follows a position cannot change it. States
+are gathered at the last real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, GPT2LMHeadModel, MambaForCausalLM, PreTrainedModel
+
+from ehrctx.errors import InputError
+from ehrctx.models import gpt, mamba
+from ehrctx.models.ops.token_loss import token_loss
+from ehrctx.study import ModelId
+from ehrctx.timelines.spec import BOS, EOS
+
+# No pad_token_id: transformers would ask for a padding mask, which right padding makes needless.
+SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS}
+BUILDERS = {"gpt": gpt.build, "mamba": mamba.build}
+CLASSES = {"gpt2": GPT2LMHeadModel, "mamba": MambaForCausalLM}
+
+
+class TimelineModel(nn.Module):
+    """A causal language model over tokens of timelines, around a `PreTrainedModel` of transformers."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def context_limit(self) -> int | None:
+        """How many positions the network can tell apart; None where any length works."""
+        return getattr(self.network.config, "n_positions", None)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.network.config.hidden_size)
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """Last-layer states (after the final norm) [batch, length, hidden] of right-padded `tokens` [batch, length]."""
+        limit = self.context_limit
+        if limit is not None and tokens.shape[1] > limit:
+            raise InputError(
+                f"a window of {tokens.shape[1]:,} tokens is longer than the {limit:,} positions that this model learned. "
+                f"Use a context length of at most {limit:,}."
+            )
+        return self.network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[batch, length, vocabulary], for tests and small inputs: training never holds them all."""
+        return self.states(tokens) @ self.network.get_output_embeddings().weight.t()
+
+    def loss(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+        """Sum of the next-token losses (nats) over real tokens, and how many were predicted."""
+        positions = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        real = positions < (lengths - 1).unsqueeze(1)
+        states = self.states(tokens)[:, :-1][real]
+        return token_loss(states, self.network.get_output_embeddings().weight, tokens[:, 1:][real]), len(states)
+
+
+def build_model(model: ModelId, vocabulary_size: int, seed: int) -> TimelineModel:
+    """A model with weights drawn from `seed`, which leaves torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TimelineModel(BUILDERS[model.arch](model.size, vocabulary_size, model.context, SPECIAL))
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars, and no advice to install CUDA kernels: it does not concern our scan."""
+    shown = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(shown)
+        transformers.logging.enable_progress_bar()
+
+
+def save_model(model: TimelineModel, folder: Path) -> None:
+    """config.json and model.safetensors, loadable by `transformers.AutoModelForCausalLM.from_pretrained`."""
+    with _quiet_transformers():
+        model.network.save_pretrained(folder)
+
+
+def load_model(folder: Path) -> TimelineModel:
+    """A model that `save_model` wrote; safetensors only, nothing is fetched."""
+    if not (Path(folder) / "model.safetensors").is_file():
+        raise InputError(f"{folder} holds no model.safetensors. Give the folder of a pretrained model.")
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if kind not in CLASSES:
+        raise InputError(f"{folder}/config.json: no model type {kind!r} here; known: {', '.join(CLASSES)}.")
+    with _quiet_transformers():
+        network = CLASSES[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return TimelineModel(mamba.use_our_scan(network) if kind == "mamba" else network)

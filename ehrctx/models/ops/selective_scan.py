@@ -1,0 +1,105 @@
+"""Mamba's selective scan, chunked and recomputing, in plain torch.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t          (Gu & Dao 2023, eq. 2, Alg. 2)
+
+Only the states at chunk boundaries are kept; the backward recomputes those inside a chunk. Memory is then O(L / chunk)
+instead of O(L), and the backward O(L) where transformers' loop is O(L^2). The layout has time outermost, then batch,
+state, and channels innermost, so that each step is one in-place `addcmul_` over contiguous rows. The closed form by
+ratios of cumulative sums is not used: it overflows to NaN for large delta.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# 16-64 are within 20 % of each other on CPU; 32 keeps a chunk of 8 x 512 x 256 x 16 below 70 MiB.
+CHUNK = 32
+
+
+def _decay_and_input(delta: Tensor, a: Tensor, b: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(delta A) and delta u B of one chunk, both [time, batch, state, channels]."""
+    decay = (delta.unsqueeze(2) * a).exp_()
+    return decay, drive.unsqueeze(2) * b.unsqueeze(3)
+
+
+def _states(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
+    """The states of one chunk, written over `inputs`."""
+    previous = initial
+    for t in range(len(inputs)):
+        previous = inputs[t].addcmul_(decay[t], previous)
+    return inputs
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """Time-first tensors: u, delta [T, N, D]; a [S, D]; b, c [T, N, S]. Returns y [T, N, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        length, batch, channels = u.shape
+        drive = delta * u
+        y = torch.empty_like(u)
+        state = u.new_zeros(batch, a.shape[0], channels)
+        boundaries = []
+        for start in range(0, length, CHUNK):
+            chunk = slice(start, min(start + CHUNK, length))
+            boundaries.append(state)
+            states = _states(*_decay_and_input(delta[chunk], a, b[chunk], drive[chunk]), state)
+            torch.matmul(c[chunk].unsqueeze(2), states, out=y[chunk].unsqueeze(2))
+            state = states[-1].clone()
+        ctx.save_for_backward(u, delta, a, b, c, torch.stack(boundaries))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        u, delta, a, b, c, boundaries = ctx.saved_tensors
+        length = len(u)
+        drive = delta * u
+        grad_y = grad_y.contiguous()
+        grad_delta, grad_u = torch.empty_like(delta), torch.empty_like(u)
+        grad_a, grad_b, grad_c = torch.zeros_like(a), torch.empty_like(b), torch.empty_like(c)
+        carry = torch.zeros_like(boundaries[0])
+        for index in range(len(boundaries) - 1, -1, -1):
+            chunk = slice(index * CHUNK, min((index + 1) * CHUNK, length))
+            decay, inputs = _decay_and_input(delta[chunk], a, b[chunk], drive[chunk])
+            states = _states(decay, inputs, boundaries[index])
+            torch.matmul(states, grad_y[chunk].unsqueeze(3), out=grad_c[chunk].unsqueeze(3))
+            grad_state = grad_y[chunk].unsqueeze(2) * c[chunk].unsqueeze(3)
+            grad_state[-1] += carry
+            for t in range(len(grad_state) - 2, -1, -1):
+                grad_state[t].addcmul_(decay[t + 1], grad_state[t + 1])
+            carry = decay[0] * grad_state[0]
+            # d(loss)/d(drive) and d(loss)/d(B), from  inputs = drive x B
+            grad_drive = torch.matmul(b[chunk].unsqueeze(2), grad_state).squeeze(2)
+            torch.matmul(grad_state, drive[chunk].unsqueeze(3), out=grad_b[chunk].unsqueeze(3))
+            # d(loss)/d(delta A), from  decay = exp(delta A)
+            grad_exponent = grad_state.mul_(decay)
+            grad_exponent[0] *= boundaries[index]
+            grad_exponent[1:] *= states[:-1]
+            grad_u[chunk] = grad_drive * delta[chunk]
+            grad_delta[chunk] = torch.mul(grad_exponent, a, out=decay).sum(2) + grad_drive * u[chunk]
+            grad_a += grad_exponent.mul_(delta[chunk].unsqueeze(2)).sum((0, 1))
+        return grad_u, grad_delta, grad_a, grad_b, grad_c
+
+
+def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """The scan, computed in float32 whatever autocast says.
+
+    Args:
+        u: input [batch, length, channels].
+        delta: step sizes, positive (after softplus) [batch, length, channels].
+        a: decay rates, negative [channels, state].
+        b, c: input and output maps [batch, length, state].
+        d: skip connection [channels].
+
+    Returns:
+        y [batch, length, channels], float32.
+    """
+    with torch.autocast(device_type=u.device.type, enabled=False):
+        u, delta, b, c = (x.float().transpose(0, 1).contiguous() for x in (u, delta, b, c))
+        y = _SelectiveScan.apply(u, delta, a.float().t().contiguous(), b, c)
+        return (y + d.float() * u).transpose(0, 1)

@@ -1,0 +1,51 @@
+"""Next-token cross-entropy that never holds the logits of more than one chunk of positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 1024
+
+
+class _TokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        wants = any(ctx.needs_input_grad[:2])
+        grad_states = torch.empty_like(states) if wants else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants else None
+        for start in range(0, len(states), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            logits = (states[chunk] @ weight.t()).float()
+            log_normalizer = logits.logsumexp(1, keepdim=True)
+            wanted = targets[chunk].unsqueeze(1)
+            total += (log_normalizer - logits.gather(1, wanted)).sum()
+            if grad_states is not None and grad_weight is not None:
+                # d(loss)/d(logits) = softmax - one-hot, here rather than in the backward: logits are computed once
+                grad_logits = logits.sub_(log_normalizer).exp_()
+                grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1.0, dtype=grad_logits.dtype))
+                grad_logits = grad_logits.to(states.dtype)
+                grad_states[chunk] = grad_logits @ weight.to(states.dtype)
+                grad_weight += grad_logits.t() @ states[chunk]
+        if wants:
+            ctx.save_for_backward(grad_states, grad_weight)
+            ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_states, grad_weight = ctx.saved_tensors
+        return grad_states * grad.to(grad_states.dtype), (grad_weight * grad).to(ctx.weight_dtype), None
+
+
+def token_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies (nats, float32 scalar) of `targets` int64[n] under `states` [n, D] @ `weight` [V, D]ᵀ.
+
+    Equal to `torch.nn.functional.cross_entropy(states @ weight.t(), targets, reduction="sum")`.
+    """
+    return _TokenLoss.apply(states, weight, targets)

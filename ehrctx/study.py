@@ -1,0 +1,246 @@
+"""The study file: every choice a run makes, typed, validated before anything runs, and frozen.
+
+Snakemake owns files and order, the study owns choices. A wrong key is refused with the nearest right one. Each stage is
+handed its own section alone (`Study.section`), so changing one key re-runs only what depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ehrctx.errors import InputError, nearest
+
+ARCHITECTURES = ("gpt", "mamba")
+SIZES = ("tiny",)
+MODEL_ID = re.compile(r"(?P<arch>[a-z0-9]+)-(?P<size>[a-z]+)-(?P<context>[0-9]+)(?:-s(?P<seed>[0-9]+))?")
+MINIMUM_CONTEXT = 8
+
+
+class Config(BaseModel):
+    """Base of everything that is read from YAML: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelId(Config):
+    """`<arch>-<size>-<context>[-s<seed>]`, the name of a model everywhere: `mamba-tiny-4096`."""
+
+    arch: str
+    size: str
+    context: int
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        match = MODEL_ID.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is not <arch>-<size>-<context>[-s<seed>], as in 'mamba-tiny-4096'")
+        parts = match.groupdict()
+        for part, known in (("arch", ARCHITECTURES), ("size", SIZES)):
+            if parts[part] not in known:
+                raise ValueError(f"{text!r}: no {part} {parts[part]!r}; {nearest(parts[part], known)}")
+        if int(parts["context"]) < MINIMUM_CONTEXT:
+            raise ValueError(f"{text!r}: a context length of at least {MINIMUM_CONTEXT} tokens is needed")
+        return cls(
+            arch=parts["arch"], size=parts["size"], context=int(parts["context"]), seed=int(parts["seed"] or 0)
+        )
+
+
+def _model_id(text: str) -> str:
+    ModelId.parse(text)
+    return text
+
+
+class Simulation(Config):
+    """The embedded cohort (`ehrctx simulate`)."""
+
+    subjects: int = Field(2000, ge=10, description="how many subjects")
+    seed: int = Field(0, ge=0, description="the same seed gives the same cohort, byte for byte")
+
+
+class HashSplits(Config):
+    """Splits drawn from a hash of the subject, which replace the data set's own."""
+
+    hash: tuple[float, float, float] = Field(description="shares of train, tuning and held_out; they add up to 1")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if min(self.hash) <= 0 or abs(sum(self.hash) - 1) > 1e-6:
+            raise ValueError(f"the shares {list(self.hash)} must be positive and add up to 1")
+        return self
+
+
+class Labels(Config):
+    """How many labels of a task are used."""
+
+    max_times_per_subject: int | None = Field(
+        None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
+    )
+    seed: int = Field(0, ge=0)
+
+
+class Pretraining(Config):
+    """Next-token pretraining. All amounts are in tokens that are not padding, so context lengths compare."""
+
+    tokens: int = Field(2_000_000_000, ge=1, description="the whole budget")
+    tokens_per_step: int = Field(65_536, ge=1, description="tokens of one optimizer step")
+    batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward pass, padding included: sets memory")
+    pool_windows: int = Field(20_000, ge=1, description="windows sorted by length at a time: 20,000 leave < 2 % padding")
+    learning_rate: float = Field(2e-4, gt=0)
+    final_learning_rate: float = Field(1e-5, ge=0)
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the tokens over which the rate rises")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only: no bias, gain or state decays")
+    gradient_clip: float = Field(1.0, gt=0)
+    validations: int = Field(4, ge=1, description="whole-split validations, evenly over the tokens, the last at the end")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="what a kill can cost at most")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 on CUDA, float32 on CPU")
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(2, ge=1, description="CPU threads of one training or embedding job")
+    seed: int = Field(0, ge=0, description="added to the model's own seed (-s1, -s2 …)")
+
+
+class Probe(Config):
+    """Heads on frozen representations (the study's grid)."""
+
+    regularization: tuple[float, ...] = Field(
+        (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2, 1e4), description="values of C; the tuning split's AUROC chooses"
+    )
+    max_iterations: int = Field(1000, ge=1)
+
+
+class Statistics(Config):
+    """Patient-level bootstrap."""
+
+    replicates: int = Field(1000, ge=20)
+    level: float = Field(0.95, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class Privacy(Config):
+    """What a table may say about few people."""
+
+    minimum_count: int = Field(10, ge=1, description="smaller counts of subjects or labels print as '<10'")
+
+
+class Study(Config):
+    """One study: a data set, a tokenizer, the models and the tasks that compare them."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names results/<name> and the experiment")]
+    data: str | None = Field(None, description="a MEDS data set's folder; left out when `simulate` is given")
+    simulate: Simulation | None = None
+    profile: str = Field("pipelines/datasets/simulated.yaml", description="how the data set writes visits, units, deaths")
+    splits: Literal["given"] | HashSplits = "given"
+    tokenizer: str = Field("clmbr", description="a spec in tokenizers/, or the path of one")
+    models: tuple[Annotated[str, AfterValidator(_model_id)], ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1, description="shipped definitions, or paths of your own")
+    labels: Labels = Labels()
+    pretraining: Pretraining = Pretraining()
+    probe: Probe = Probe()
+    statistics: Statistics = Statistics()
+    privacy: Privacy = Privacy()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.data is None) == (self.simulate is None):
+            raise ValueError("give either `data` (a MEDS folder) or `simulate`, not both and not neither")
+        for key in ("models", "tasks"):
+            names = getattr(self, key)
+            if len(set(names)) != len(names):
+                raise ValueError(f"`{key}` names {max(names, key=names.count)!r} twice")
+        return self
+
+    def section(self, key: str) -> str:
+        """One section as JSON text: what a stage is handed, and what Snakemake watches for changes."""
+        value = getattr(self, key)
+        return json.dumps(value.model_dump(mode="json") if isinstance(value, Config) else value, sort_keys=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def _models_in(annotation: Any) -> list[type[Config]]:
+    """The Config classes that an annotation admits (`Simulation | None` gives Simulation)."""
+    if get_origin(annotation) in (Union, UnionType, tuple):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Config) else []
+
+
+def _known_keys(model: type[Config], location: tuple[int | str, ...]) -> set[str]:
+    models = [model]
+    for part in location:
+        fields = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
+        models = [inner for annotation in fields for inner in _models_in(annotation)] or models
+    return {name for m in models for name in m.model_fields}
+
+
+def _sentence(model: type[Config], error: Any) -> str:
+    location = tuple(part for part in error["loc"] if isinstance(part, int) or part.isidentifier())
+    key = ".".join(str(part) for part in location if not str(part)[:1].isupper() and part != "function-after")
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{key}`; {nearest(str(error['loc'][-1]), _known_keys(model, error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"the key `{key}` is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {message}" if key else message
+
+
+def validate(model: type[C], values: Any, source: str) -> C:
+    """`values` (a mapping from YAML or JSON) as a `model`; `source` names the file in errors."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source}: expected keys and values, found {type(values).__name__}.")
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        found = [_sentence(model, e) for e in error.errors()]
+        raise InputError(f"{source}: {'; '.join(dict.fromkeys(found))}") from None
+
+
+def load(model: type[C], path: Path) -> C:
+    """The YAML file at `path` as a `model`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+    return validate(model, values, str(path))
+
+
+def settings(model: type[C], text: str | None, option: str = "--settings") -> C:
+    """A section given on the command line as YAML or JSON text, `'{tokens: 2_000_000}'`; the defaults for None."""
+    if text is None:
+        return model()
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{option}: not valid YAML or JSON ({getattr(error, 'problem', error)}).") from None
+    return validate(model, values, option)
+
+
+def find(name_or_path: str, folder: Path, what: str) -> Path:
+    """`clmbr` -> `<folder>/clmbr.yaml`; anything with a suffix or a slash is a path already."""
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(f"no such {what} file: {path}.")
+        return path
+    path = folder / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yaml")]
+        raise InputError(f"no {what} {name_or_path!r} in {folder}; {nearest(name_or_path, known)}")
+    return path

@@ -1,0 +1,1 @@
+"""Events -> integer timelines: vocabulary, tokenizer, memory-mapped store, windows."""
