@@ -1,0 +1,1 @@
+"""Heads on frozen representations: embeddings, linear probes, count baselines, and how sure we are."""

@@ -1,0 +1,1 @@
+"""Prediction tasks: definitions that a clinician can read, labelers, label files."""

@@ -1,0 +1,133 @@
+"""`ehrctx embed`: one representation per distinct (subject, prediction time), shared by all tasks.
+
+A causal model's pass over a timeline yields the state at every position, so all prediction times of a subject whose
+history fits the window share one pass; only the others get a window of their own. The reference pays one padded pass
+for every label. Both give the same numbers, because every window is built by `timelines.windows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
+from ehrctx.errors import InputError
+from ehrctx.models.model import TimelineModel, load_model
+from ehrctx.pretrain.run import KIND as MODEL
+from ehrctx.tasks.label_sets import read_labels
+from ehrctx.timelines.store import Timelines
+from ehrctx.timelines.windows import Windows, batches_by_budget, pad
+
+KIND = "embeddings"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One window of one subject, and which rows are read at which of its positions (int64[n] each)."""
+
+    subject: int
+    visible: int
+    rows: np.ndarray
+    positions: np.ndarray
+    length: int
+
+
+def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """The distinct (subject_id, prediction_time) of all tasks, in order."""
+    keys = [frame.select("subject_id", "prediction_time") for frame in labels.values()]
+    return pl.concat(keys).unique().sort("subject_id", "prediction_time")
+
+
+def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray) -> Iterator[Pass]:
+    """The passes that give every row its state. `subjects` are store positions in order, `times` datetime64[n]."""
+    bounds = np.flatnonzero(np.diff(subjects, prepend=-2, append=-2))
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        subject = int(subjects[first])
+        rows = np.arange(first, last)
+        visible = windows.timelines.visible(subject, times[first:last])
+        fits = windows.fits(subject, visible)
+        if fits.any():
+            # the position of the v-th visible token is v, after [BOS] at 0
+            longest = int(visible[fits].max())
+            yield Pass(subject, longest, rows[fits], visible[fits], longest + 1)
+        for v in np.unique(visible[~fits]):
+            mine = rows[visible == v]
+            yield Pass(subject, int(v), mine, np.full(len(mine), windows.context - 1), windows.context)
+
+
+@torch.no_grad()
+def embed_rows(
+    model: TimelineModel, windows: Windows, subjects: np.ndarray, times: np.ndarray, batch_tokens: int
+) -> tuple[np.ndarray, int]:
+    """Last-layer states at the last visible token, float32[n, hidden], and how many tokens were passed through."""
+    device = next(model.parameters()).device
+    model.eval()
+    passes = list(plan_passes(windows, subjects, times))
+    out = np.empty((len(subjects), model.hidden_size), dtype=np.float32)
+    lengths = np.array([p.length for p in passes], dtype=np.int64)
+    for batch in batches_by_budget(lengths, batch_tokens):
+        tokens, _ = pad([windows.history(passes[i].subject, passes[i].visible) for i in batch])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            states = model.states(torch.from_numpy(tokens).to(device))
+        for row, i in enumerate(batch):
+            picked = states[row, torch.from_numpy(passes[i].positions).to(device)]
+            out[passes[i].rows] = picked.float().cpu().numpy()
+    return out, int(lengths.sum())
+
+
+def embed(
+    model_folder: Path,
+    timelines: Path,
+    labels_folder: Path,
+    out: Path,
+    context: int | None = None,
+    batch_tokens: int = 16_384,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Writes embeddings.npy (float32[n, hidden]) and index.parquet (subject_id, prediction_time) to the folder `out`.
+
+    `context` defaults to the length that the model was trained with. Labels of subjects without a timeline are counted
+    and left out. Raises InputError if the model was trained on other timelines.
+    """
+    torch.set_num_threads(threads)
+    manifest = read_manifest(model_folder, MODEL)
+    require_same_input(model_folder, MODEL, "timelines", timelines)
+    store = Timelines.open(timelines)
+    model = load_model(model_folder)
+    context = manifest["facts"]["context"] if context is None else context
+    if model.context_limit is not None and context > model.context_limit:
+        raise InputError(
+            f"a context length of {context:,} is longer than the {model.context_limit:,} positions that "
+            f"{manifest['settings']['model']} learned. Use at most {model.context_limit:,}."
+        )
+    if torch.cuda.is_available():
+        model.to("cuda")
+    keys = prediction_times(read_labels(labels_folder))
+    positions = store.positions_of(keys["subject_id"].to_numpy())
+    known = positions >= 0
+    keys, positions = keys.filter(pl.Series(known)), positions[known]
+    facts: dict[str, Any] = {"context": context, "rows": keys.height, "without_timeline": int((~known).sum())}
+    inputs = {"model": model_folder, "timelines": timelines, "labels": labels_folder}
+    settings = {"context": context, "pooling": "last"}
+    with new_artifact(out, KIND, settings, inputs, facts) as folder:
+        windows = Windows(store, context)
+        rows, tokens = embed_rows(model, windows, positions, keys["prediction_time"].to_numpy(), batch_tokens)
+        facts["tokens_passed"] = tokens
+        np.save(folder / "embeddings.npy", rows)
+        keys.write_parquet(folder / "index.parquet")
+    return facts
+
+
+def read_embeddings(folder: Path) -> tuple[pl.DataFrame, np.ndarray]:
+    """The index (subject_id, prediction_time) and the memory-mapped rows float32[n, hidden]."""
+    read_manifest(folder, KIND)
+    folder = Path(folder)
+    return pl.read_parquet(folder / "index.parquet"), np.load(
+        folder / "embeddings.npy", mmap_mode="r", allow_pickle=False
+    )

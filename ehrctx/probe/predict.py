@@ -1,0 +1,109 @@
+"""`ehrctx probe`: the predictions of one model (or of the count baseline) for every task of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
+from ehrctx.events.splits import read_splits
+from ehrctx.probe.counts import count_features
+from ehrctx.probe.embed import KIND as EMBEDDINGS
+from ehrctx.probe.embed import prediction_times, read_embeddings
+from ehrctx.probe.heads import Features, fit_probe
+from ehrctx.study import Probe
+from ehrctx.tasks.label_sets import read_labels
+from ehrctx.timelines.store import Timelines
+
+KIND = "predictions"
+HEAD = "logistic_regression"
+PREDICTIONS = {
+    "task": pl.String,
+    "model": pl.String,
+    "head": pl.String,
+    "k": pl.String,  # labels per class in few-shot learning; "all" otherwise
+    "replicate": pl.Int64,
+    "subject_id": pl.Int64,
+    "prediction_time": pl.Datetime("us"),
+    "split": pl.String,
+    "y": pl.Boolean,
+    "p": pl.Float64,
+}
+
+
+def _task_predictions(
+    task: str, model: str, labels: pl.DataFrame, index: pl.DataFrame, features: Features, splits: pl.DataFrame, probe: Probe
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Predictions for the tuning and held-out labels of one task, and how its probe was fitted."""
+    placed = (
+        labels.select("subject_id", "prediction_time", y="boolean_value")
+        .join(index.with_row_index("row"), on=["subject_id", "prediction_time"], how="inner", maintain_order="left")
+        .join(splits, on="subject_id", how="left", maintain_order="left")
+    )
+    rows = {s: placed.filter(pl.col("split") == s) for s in ("train", "tuning", "held_out")}
+    y = {s: frame["y"].to_numpy() for s, frame in rows.items()}
+    facts: dict[str, Any] = {"without_features": labels.height - placed.height}
+    missing = [s for s in ("train", "held_out") if len(np.unique(y[s])) < 2]
+    if missing:
+        facts["not_estimable"] = f"one class only in {' and '.join(missing)}"
+        return pl.DataFrame(schema=PREDICTIONS), facts
+    x = {s: features[frame["row"].to_numpy()] for s, frame in rows.items()}
+    fitted = fit_probe(x["train"], y["train"], x["tuning"], y["tuning"], probe)
+    facts |= {"C": fitted.c, "tuning_auroc": fitted.tuning_auroc, "converged": fitted.converged}
+    predicted = [
+        rows[s].with_columns(p=pl.Series(fitted.predict(x[s]), dtype=pl.Float64)) for s in ("tuning", "held_out") if len(y[s])
+    ]
+    constants = {"task": task, "model": model, "head": HEAD, "k": "all"}
+    return pl.concat(predicted).with_columns(
+        *[pl.lit(v).alias(k) for k, v in constants.items()], replicate=pl.lit(0, pl.Int64)
+    ).select([pl.col(c).cast(t) for c, t in PREDICTIONS.items()]), facts
+
+
+def _write(
+    model: str,
+    index: pl.DataFrame,
+    features: Features,
+    labels_folder: Path,
+    splits_file: Path,
+    probe: Probe,
+    out: Path,
+    inputs: dict[str, Path],
+) -> dict[str, Any]:
+    splits = read_splits(splits_file)
+    facts: dict[str, Any] = {}
+    inputs = inputs | {"labels": labels_folder, "splits": splits_file}
+    with new_artifact(out, KIND, {"model": model, "probe": probe.model_dump()}, inputs, facts) as folder:
+        frames = []
+        for task, labels in read_labels(labels_folder).items():
+            frame, facts[task] = _task_predictions(task, model, labels, index, features, splits, probe)
+            frames.append(frame)
+        pl.concat(frames).write_parquet(folder / "predictions.parquet")
+    return facts
+
+
+def probe_embeddings(
+    model: str, embeddings: Path, labels: Path, splits: Path, probe: Probe, out: Path
+) -> dict[str, Any]:
+    """Fits the linear probe on a model's embeddings for every task; writes predictions.parquet to the folder `out`."""
+    require_same_input(embeddings, EMBEDDINGS, "labels", labels)
+    index, rows = read_embeddings(embeddings)
+    return _write(model, index, np.asarray(rows), labels, splits, probe, out, {"embeddings": embeddings})
+
+
+def probe_counts(timelines: Path, labels: Path, splits: Path, probe: Probe, out: Path) -> dict[str, Any]:
+    """The same head on counts of tokens over the whole visible history: the baseline called `counts`."""
+    store = Timelines.open(timelines)
+    index = prediction_times(read_labels(labels))
+    positions = store.positions_of(index["subject_id"].to_numpy())
+    index, positions = index.filter(pl.Series(positions >= 0)), positions[positions >= 0]
+    features = count_features(store, positions, index["prediction_time"].to_numpy())
+    return _write("counts", index, features, labels, splits, probe, out, {"timelines": timelines})
+
+
+def read_predictions(folder: Path) -> tuple[str, pl.DataFrame, dict[str, Any]]:
+    """The model's name, its predictions, and how each task's probe was fitted."""
+    manifest = read_manifest(folder, KIND)
+    return manifest["settings"]["model"], pl.read_parquet(Path(folder) / "predictions.parquet"), manifest["facts"]

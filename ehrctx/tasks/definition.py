@@ -1,0 +1,74 @@
+"""What a task definition (`ehrctx/tasks/definitions/*.yaml`, or a user's own file) says, by family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field
+
+from ehrctx.errors import InputError, nearest
+from ehrctx.study import Config, find, load
+
+DEFINITIONS = Path(__file__).parent / "definitions"
+Concepts = dict[str, tuple[str, ...]]
+
+
+class Stay(Config):
+    """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
+
+    task: str
+    family: Literal["stay"]
+    question: str
+    source: str = ""
+    at_least_days: float = Field(gt=0)
+
+
+class Laboratory(Config):
+    """Will a result be abnormal? Predicted one minute before it."""
+
+    task: str
+    family: Literal["laboratory"]
+    question: str
+    source: str = ""
+    result: Concepts = Field(description="the test: system -> codes")
+    unit: str = Field(description="the unit of the thresholds")
+    conversions: dict[str, float] = Field(description="unit -> factor to `unit`; results in other units are left out")
+    abnormal: Literal["at_most", "below", "above"]
+    thresholds: tuple[float, float, float] = Field(description="mild, moderate, severe")
+
+
+class Diagnosis(Config):
+    """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
+
+    task: str
+    family: Literal["diagnosis"]
+    question: str
+    source: str = ""
+    diagnosis: Concepts = Field(description="the disease: system -> codes; ICD codes stand for all they begin")
+    within_days: tuple[float, float] = Field(description="(more than, at most) days after the prediction time")
+
+
+Definition = Stay | Laboratory | Diagnosis
+FAMILIES: dict[str, type[Definition]] = {
+    "stay": Stay, "laboratory": Laboratory, "diagnosis": Diagnosis
+}  # fmt: skip
+
+
+def load_definition(name_or_path: str) -> Definition:
+    """A shipped definition by name, or one from a file."""
+    path = find(name_or_path, DEFINITIONS, "task")
+    try:
+        family = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("family")
+    except (yaml.YAMLError, AttributeError):
+        family = "stay"  # `load` below says what is wrong
+    if family not in FAMILIES:
+        raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
+    return load(FAMILIES[family], path)
+
+
+def task_name(name_or_path: str) -> str:
+    """The name of a task as it appears in tables: its definition's `task`."""
+    return load_definition(name_or_path).task
+

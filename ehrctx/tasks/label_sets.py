@@ -1,0 +1,97 @@
+"""`ehrctx label`: the label files of a study, one per task, in the MEDS label schema."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrctx.artifacts import new_artifact, read_manifest
+from ehrctx.errors import InputError
+from ehrctx.events.meds import open_dataset, read_codes, read_shard
+from ehrctx.events.profile import DatasetProfile, find_profile
+from ehrctx.study import Labels, load
+from ehrctx.tasks.definition import Laboratory, Stay, load_definition
+from ehrctx.tasks.labelers import label_shard
+
+KIND = "labels"
+
+
+def _priority(subject_id: int, time: int, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(struct.pack(">qqq", seed, subject_id, time)).digest()[:8], "big")
+
+
+def limit_times(labels: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
+    """Keeps the labels at `limit` prediction times of each subject.
+
+    The draw is a hash of (seed, subject, time): every task that has labels at the same times keeps the same ones.
+    """
+    times = labels.select("subject_id", "prediction_time").unique(maintain_order=True)
+    keys = times.select("subject_id", pl.col("prediction_time").dt.epoch("us"))
+    rank = pl.Series([_priority(s, t, seed) for s, t in keys.iter_rows()], dtype=pl.UInt64)
+    kept = times.with_columns(_priority=rank).filter(
+        pl.col("_priority").rank("ordinal").over("subject_id") <= limit
+    )
+    return labels.join(kept.drop("_priority"), on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
+
+
+def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path) -> dict[str, Any]:
+    """Labels every subject for every task and writes `<task>.parquet` files to the folder `out`.
+
+    Returns, by task, how many labels were made, positive, and left out for which reason.
+    """
+    dataset = open_dataset(data)
+    profile = load(DatasetProfile, find_profile(profile_file))
+    definitions = [load_definition(task) for task in tasks]
+    names = [d.task for d in definitions]
+    if len(set(names)) < len(names):
+        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    for definition in definitions:
+        if not isinstance(definition, Laboratory):
+            needed = ("admission", "discharge") if isinstance(definition, Stay) else ("discharge",)
+            for key in needed:
+                if not getattr(profile, key):
+                    raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
+    codes = read_codes(dataset)
+    facts: dict[str, Any] = {}
+    settings = {
+        "tasks": [d.model_dump() for d in definitions],
+        "labels": choices.model_dump(),
+        "profile": profile.model_dump(),
+    }
+    with new_artifact(out, KIND, settings, {"events": data}, facts) as folder:
+        parts: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
+        left_out: dict[str, Counter[str]] = {name: Counter() for name in names}
+        for shard in dataset.shards:
+            events = read_shard(dataset, shard, profile)
+            for definition in definitions:
+                labels, reasons = label_shard(events, profile, codes, definition)
+                parts[definition.task].append(labels)
+                left_out[definition.task].update(reasons)
+        for definition in definitions:
+            labels = pl.concat(parts[definition.task]).sort("subject_id", "prediction_time", maintain_order=True)
+            if choices.max_times_per_subject and isinstance(definition, Laboratory):
+                kept = limit_times(labels, choices.max_times_per_subject, choices.seed)
+                left_out[definition.task]["beyond max_times_per_subject"] += labels.height - kept.height
+                labels = kept
+            labels.write_parquet(folder / f"{definition.task}.parquet")
+            facts[definition.task] = {
+                "question": definition.question,
+                "labels": labels.height,
+                "positive": int(labels["boolean_value"].sum()),
+                "left_out": dict(left_out[definition.task]),
+            }
+    return facts
+
+
+def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
+    """The label files of a finished folder, by task, in the study's order."""
+    manifest = read_manifest(folder, KIND)
+    return {task: pl.read_parquet(Path(folder) / f"{task}.parquet") for task in manifest["facts"]}
+
+
