@@ -138,7 +138,7 @@ class Study(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names results/<name> and the experiment")]
     data: str | None = Field(None, description="a MEDS data set's folder; left out when `simulate` is given")
     simulate: Simulation | None = None
-    profile: str = Field("pipelines/datasets/simulated.yaml", description="how the data set writes visits, units, deaths")
+    profile: str = Field("simulated", description="how the data set writes visits, units, deaths")
     splits: Literal["given"] | HashSplits = "given"
     tokenizer: str = Field("clmbr", description="a spec in tokenizers/, or the path of one")
     models: tuple[Annotated[str, AfterValidator(_model_id)], ...] = Field(min_length=1)

@@ -1,7 +1,8 @@
 """`ehrctx pretrain`: one model, from a store of timelines to weights, resumable at any moment.
 
-Checkpoints lie outside the artefact (Snakemake deletes the declared outputs of an interrupted job) and are kept until
-the artefact is complete. A run that is killed and started again ends with the same weights, bit for bit, on CPU.
+Checkpoints lie outside the artefact, since Snakemake deletes the declared outputs of an interrupted job, and the last one
+is kept: a training that ended just as the workflow was killed is not done again. A run that is killed and started again
+ends with the same weights, bit for bit, on CPU.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
-from ehrctx.artifacts import MANIFEST, exclusive, fingerprint, new_artifact, read_manifest
+from ehrctx.artifacts import exclusive, fingerprint, new_artifact
 from ehrctx.errors import InputError
 from ehrctx.models.model import build_model, save_model
 from ehrctx.pretrain.batches import TrainingBatches
@@ -106,15 +106,6 @@ def _accelerator(choice: str) -> str:
     return "cuda" if choice in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
 
 
-def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The facts of the artefact, if another process completed this very run while we waited for it."""
-    if not (out / MANIFEST).is_file():
-        return None
-    manifest = read_manifest(out, KIND)
-    same = all(manifest["settings"].get(key) == value for key, value in identity.items())
-    return manifest["facts"] if same else None
-
-
 def _matching_checkpoint(folder: Path, identity: dict[str, Any]) -> Path | None:
     """The checkpoint to resume, if it belongs to this run; one of other settings or data is removed."""
     file, known = folder / CHECKPOINT, folder / "run.json"
@@ -160,9 +151,6 @@ def pretrain(
     }
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
     with exclusive(lock, f"training {model_name} in {checkpoints}"):
-        finished = _finished(out, identity)
-        if finished is not None:
-            return finished
         checkpoints.mkdir(parents=True, exist_ok=True)
         seed = settings.seed + model_id.seed
         model = build_model(model_id, store.vocabulary_size, seed)
@@ -214,5 +202,4 @@ def pretrain(
         }
         with new_artifact(out, KIND, identity | {"threads": settings.threads}, {"timelines": timelines}, facts) as folder:
             save_model(model, folder)
-        shutil.rmtree(checkpoints)
     return facts

@@ -87,7 +87,7 @@ def embed(
     labels_folder: Path,
     out: Path,
     context: int | None = None,
-    batch_tokens: int = 16_384,
+    batch_tokens: int = 8_192,
     threads: int = 2,
 ) -> dict[str, Any]:
     """Writes embeddings.npy (float32[n, hidden]) and index.parquet (subject_id, prediction_time) to the folder `out`.
@@ -114,7 +114,7 @@ def embed(
     keys, positions = keys.filter(pl.Series(known)), positions[known]
     facts: dict[str, Any] = {"context": context, "rows": keys.height, "without_timeline": int((~known).sum())}
     inputs = {"model": model_folder, "timelines": timelines, "labels": labels_folder}
-    settings = {"context": context, "pooling": "last"}
+    settings = {"model": manifest["settings"]["model"], "context": context, "pooling": "last"}
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         windows = Windows(store, context)
         rows, tokens = embed_rows(model, windows, positions, keys["prediction_time"].to_numpy(), batch_tokens)

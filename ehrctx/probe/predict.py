@@ -84,11 +84,10 @@ def _write(
     return facts
 
 
-def probe_embeddings(
-    model: str, embeddings: Path, labels: Path, splits: Path, probe: Probe, out: Path
-) -> dict[str, Any]:
+def probe_embeddings(embeddings: Path, labels: Path, splits: Path, probe: Probe, out: Path) -> dict[str, Any]:
     """Fits the linear probe on a model's embeddings for every task; writes predictions.parquet to the folder `out`."""
     require_same_input(embeddings, EMBEDDINGS, "labels", labels)
+    model = read_manifest(embeddings, EMBEDDINGS)["settings"]["model"]
     index, rows = read_embeddings(embeddings)
     return _write(model, index, np.asarray(rows), labels, splits, probe, out, {"embeddings": embeddings})
 

@@ -1,0 +1,23 @@
+# One study, from raw events to a report. The study file holds the choices, `ehrctx` does the work, Snakemake owns files
+# and order:  snakemake --cores 2 --configfile pipelines/studies/demo.yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "pipelines/rules/study.smk"
+include: "pipelines/rules/events.smk"
+include: "pipelines/rules/timelines.smk"
+include: "pipelines/rules/labels.smk"
+include: "pipelines/rules/models.smk"
+include: "pipelines/rules/probes.smk"
+include: "pipelines/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RESULTS}/report/index.html",
+        f"{RESULTS}/report/overview.html",
+        expand(f"{RESULTS}/report/{{table}}.csv", table=["scores", "differences", "labels", "models"]),

@@ -1,0 +1,256 @@
+"""`ehrctx`: one verb per stage. Parses, calls, prints; heavy libraries are imported by the verb that needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ehrctx import __version__
+from ehrctx.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which architecture and which context length predict best on your patients, and how sure are we?",
+)
+
+Data = Annotated[Path, typer.Argument(help="folder of a MEDS data set")]
+Out = Annotated[Path, typer.Option(help="what to write; replaced only when complete")]
+Profile = Annotated[str, typer.Option(help="a profile in pipelines/datasets/, or the path of one")]
+SplitsFile = Annotated[Path, typer.Option("--splits", help="subject_splits.parquet (see `ehrctx split`)")]
+LabelsFolder = Annotated[Path, typer.Option("--labels", help="folder that `ehrctx label` wrote")]
+TimelinesFolder = Annotated[Path, typer.Option("--timelines", help="folder that `ehrctx tokenize` wrote")]
+Settings = Annotated[str | None, typer.Option(help="this section of a study file as YAML text; the defaults if left out")]
+Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no tracking if left out")]
+
+
+def _print(facts: dict) -> None:
+    typer.echo(json.dumps(facts, indent=1, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    data: Data, out: Annotated[Path | None, typer.Option(help="also write the summary as JSON to this file")] = None
+) -> None:
+    """Print what a MEDS data set holds, and every rule of MEDS that it breaks, with file and row."""
+    from ehrctx.artifacts import new_file
+    from ehrctx.events.check import check as run
+    from ehrctx.events.meds import open_dataset
+
+    summary, violations = run(open_dataset(data))
+    _print(summary)
+    for violation in violations:
+        typer.echo(f"violation: {violation}", err=True)
+    if violations:
+        raise InputError(f"{data} breaks {len(violations)} rule(s) of MEDS, listed above. Mend the files and check again.")
+    if out is not None:
+        with new_file(out) as partial:
+            partial.write_text(json.dumps({"name": data.name, **summary}, indent=1) + "\n")
+
+
+@app.command()
+def simulate(
+    out: Out,
+    subjects: Annotated[int, typer.Option(help="how many subjects", min=10)] = 2000,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same cohort", min=0)] = 0,
+) -> None:
+    """Write a small seeded MEDS cohort in which an early episode raises a later risk."""
+    from ehrctx.events.simulate import simulate as run
+    from ehrctx.study import Simulation
+
+    _print(run(Simulation(subjects=subjects, seed=seed), out))
+
+
+@app.command()
+def split(
+    data: Data,
+    out: Out,
+    splits: Annotated[str, typer.Option(help="'given', or the study key as YAML text: '{hash: [.7, .15, .15]}'")] = "given",
+) -> None:
+    """Write subject_splits.parquet: the data set's own splits, checked, or splits from a hash of the subject."""
+    from ehrctx.artifacts import new_file
+    from ehrctx.events.meds import open_dataset
+    from ehrctx.events.splits import subject_splits
+    from ehrctx.study import HashSplits, settings
+
+    chosen = None if splits in ("given", '"given"') else settings(HashSplits, splits, "--splits")
+    table = subject_splits(open_dataset(data), chosen)
+    with new_file(out) as partial:
+        table.write_parquet(partial)
+    _print(dict(table["split"].value_counts(sort=True).iter_rows()))
+
+
+@app.command()
+def tokenize(
+    data: Data,
+    splits: SplitsFile,
+    out: Out,
+    tokenizer: Annotated[str, typer.Option(help="a spec in tokenizers/, or the path of one")] = "clmbr",
+    profile: Profile = "simulated",
+) -> None:
+    """Fit the vocabulary on the train split and turn every subject's events into an integer timeline."""
+    from ehrctx.timelines.build import build_timelines
+
+    _print(build_timelines(data, profile, splits, tokenizer, out))
+
+
+@app.command()
+def label(
+    data: Data,
+    out: Out,
+    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one; repeat for several")],
+    profile: Profile = "simulated",
+    settings: Settings = None,
+) -> None:
+    """Write one label file per task, in the MEDS label schema. Settings: the study's `labels`."""
+    from ehrctx.study import Labels
+    from ehrctx.study import settings as parse
+    from ehrctx.tasks.label_sets import write_labels
+
+    _print(write_labels(data, profile, task, parse(Labels, settings), out))
+
+
+@app.command()
+def pretrain(
+    timelines: TimelinesFolder,
+    model: Annotated[str, typer.Option(help="<arch>-<size>-<context>[-s<seed>], as in mamba-tiny-4096")],
+    out: Out,
+    checkpoints: Annotated[Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")] = None,
+    settings: Settings = None,
+    tracking: Store = None,
+    experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
+) -> None:
+    """Train one model on next tokens; resumes where it was killed. Settings: the study's `pretraining`."""
+    from ehrctx.pretrain.run import pretrain as run
+    from ehrctx.study import Pretraining
+    from ehrctx.study import settings as parse
+
+    chosen = parse(Pretraining, settings)
+    loggers = []
+    if tracking is not None:
+        from ehrctx.report.tracking import training_logger
+
+        loggers.append(training_logger(tracking, experiment, model, chosen))
+    folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
+    _print(run(timelines, model, chosen, out, folder, loggers))
+
+
+@app.command()
+def embed(
+    model: Annotated[Path, typer.Option(help="folder that `ehrctx pretrain` wrote")],
+    timelines: TimelinesFolder,
+    labels: LabelsFolder,
+    out: Out,
+    context: Annotated[int | None, typer.Option(help="context length; the model's own if left out", min=8)] = None,
+    batch_tokens: Annotated[int, typer.Option(help="tokens of one forward pass, padding included", min=1)] = 8_192,
+    threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+) -> None:
+    """Write one representation for every distinct (subject, prediction time)."""
+    from ehrctx.probe.embed import embed as run
+
+    _print(run(model, timelines, labels, out, context, batch_tokens, threads))
+
+
+@app.command()
+def probe(
+    labels: LabelsFolder,
+    splits: SplitsFile,
+    out: Out,
+    embeddings: Annotated[Path | None, typer.Option(help="folder that `ehrctx embed` wrote")] = None,
+    timelines: Annotated[Path | None, typer.Option(help="for the count baseline: folder of `ehrctx tokenize`")] = None,
+    settings: Settings = None,
+) -> None:
+    """Fit the linear probe on embeddings, or on counts (give --timelines), and predict. Settings: the study's `probe`."""
+    from ehrctx.probe.predict import probe_counts, probe_embeddings
+    from ehrctx.study import Probe
+    from ehrctx.study import settings as parse
+
+    chosen = parse(Probe, settings)
+    if (embeddings is None) == (timelines is None):
+        raise InputError("give either --embeddings (a model) or --timelines (the count baseline).")
+    if timelines is not None:
+        _print(probe_counts(timelines, labels, splits, chosen, out))
+    elif embeddings is not None:
+        _print(probe_embeddings(embeddings, labels, splits, chosen, out))
+
+
+@app.command()
+def score(
+    predictions: Annotated[list[Path], typer.Option(help="folders that `ehrctx probe` wrote; repeat for several")],
+    model: Annotated[list[Path], typer.Option(help="folders that `ehrctx pretrain` wrote; repeat for several")],
+    labels: LabelsFolder,
+    splits: SplitsFile,
+    out: Annotated[Path, typer.Option(help="folder for scores.csv, differences.csv, labels.csv, models.csv")],
+    settings: Settings = None,
+    privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
+    tracking: Store = None,
+    experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
+) -> None:
+    """Score all models on held-out subjects, with paired differences and intervals. Settings: the study's `statistics`."""
+    from ehrctx.probe.score import write_scores
+    from ehrctx.study import Privacy, Statistics
+    from ehrctx.study import settings as parse
+
+    table = write_scores(
+        predictions, model, labels, splits, parse(Statistics, settings), parse(Privacy, privacy, "--privacy"), out
+    )
+    if tracking is not None:
+        from ehrctx.report.tracking import log_scores
+
+        log_scores(tracking, experiment, table)
+    typer.echo(f"{table['task'].n_unique()} tasks, {table['model'].n_unique()} models: {out}/scores.csv")
+
+
+@app.command()
+def report(
+    tables: Annotated[Path, typer.Option(help="folder that `ehrctx score` filled")],
+    model: Annotated[list[Path], typer.Option(help="folders that `ehrctx pretrain` wrote; repeat for several")],
+    timelines: TimelinesFolder,
+    summary: Annotated[Path, typer.Option(help="the file that `ehrctx check --out` wrote")],
+    study: Annotated[str, typer.Option(help="the study as YAML text, for the page's last section")],
+    out: Out,
+) -> None:
+    """Write the self-contained HTML page."""
+    from ehrctx.report.page import write_report
+    from ehrctx.study import Study
+    from ehrctx.study import settings as parse
+
+    write_report(tables, model, timelines, summary, parse(Study, study, "--study").model_dump(mode="json"), out)
+    typer.echo(f"report: {out}")
+
+
+@app.command()
+def track(
+    store: Annotated[Path, typer.Option(help="MLflow's SQLite file")],
+    experiment: Annotated[str, typer.Option(help="MLflow's experiment")],
+) -> None:
+    """Create the MLflow store and an experiment where they are missing, before jobs run in parallel."""
+    from ehrctx.report.tracking import initialise
+
+    initialise(store, experiment)
+    typer.echo(f"dashboard: mlflow server --backend-store-uri sqlite:///{store} --host 127.0.0.1")
+
+
+def main() -> None:
+    """The console command: bad input is one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

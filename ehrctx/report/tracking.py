@@ -1,0 +1,86 @@
+"""MLflow: one SQLite store, one experiment per study, one run per model, updated and not duplicated on a re-run.
+
+Only aggregates are logged: settings, losses, speeds, scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import polars as pl
+from lightning.pytorch.loggers import MLFlowLogger
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from ehrctx.study import Pretraining
+
+MODEL_TAG = "ehrctx.model"
+IDENTITY_TAG = "ehrctx.settings"
+
+
+def _client(store: Path) -> MlflowClient:
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=f"sqlite:///{store}")
+
+
+def initialise(store: Path, experiment: str) -> str:
+    """Creates the store and the experiment where they are missing; returns the experiment's id.
+
+    To be done once before any parallel job: several processes that open a fresh store at once crash in its migration.
+    """
+    store.parent.mkdir(parents=True, exist_ok=True)
+    client = _client(store)
+    found = client.get_experiment_by_name(experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    return client.create_experiment(experiment, artifact_location=str((store.parent / "mlflow-artifacts").resolve()))
+
+
+def _find_run(client: MlflowClient, experiment: str, model: str) -> Run | None:
+    runs = client.search_runs([_experiment_id(client, experiment)], f"tags.`{MODEL_TAG}` = '{model}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def _experiment_id(client: MlflowClient, experiment: str) -> str:
+    """The id of an experiment that `initialise` made."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ValueError(f"no experiment {experiment!r} in the store; initialise it first")
+    return str(found.experiment_id)
+
+
+def run_of(store: Path, experiment: str, model: str, identity: str) -> str:
+    """The id of the one run of `model`. A run of other settings (`identity`) is deleted and replaced."""
+    client = _client(store)
+    run = _find_run(client, experiment, model)
+    if run is not None and run.data.tags.get(IDENTITY_TAG) == identity:
+        return str(run.info.run_id)
+    if run is not None:
+        client.delete_run(run.info.run_id)
+    tags = {MODEL_TAG: model, IDENTITY_TAG: identity, "mlflow.runName": model}
+    return str(client.create_run(_experiment_id(client, experiment), run_name=model, tags=tags).info.run_id)
+
+
+def training_logger(store: Path, experiment: str, model: str, settings: Pretraining) -> MLFlowLogger:
+    """A Lightning logger on the run of `model`, with its settings as parameters."""
+    initialise(store, experiment)
+    run_id = run_of(store, experiment, model, settings.model_dump_json())
+    logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
+    logger.log_hyperparams({"model": model, **settings.model_dump()})
+    return logger
+
+
+def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
+    """Adds each model's held-out scores to its run, as `<score>/<task>` with `…/lower` and `…/upper`."""
+    client = _client(store)
+    initialise(store, experiment)
+    for (model,), rows in scores.group_by(["model"], maintain_order=True):
+        run = _find_run(client, experiment, str(model))
+        run_id = run.info.run_id if run else run_of(store, experiment, str(model), "baseline")
+        for row in rows.iter_rows(named=True):
+            for part, suffix in (("value", ""), ("lower", "/lower"), ("upper", "/upper")):
+                if row[part] == row[part]:
+                    client.log_metric(run_id, f"{row['score']}/{row['task']}{suffix}", row[part])
+        client.set_terminated(run_id)

@@ -1,0 +1,35 @@
+# Raw events: simulated where the study asks for it, checked, split.
+if STUDY.simulate:
+
+    rule simulate:
+        output:
+            directory(f"{RESULTS}/events/meds"),
+        params:
+            subjects=STUDY.simulate.subjects,
+            seed=STUDY.simulate.seed,
+        shell:
+            "ehrctx simulate --subjects {params.subjects} --seed {params.seed} --out {output}"
+
+
+rule check:
+    input:
+        EVENTS,
+    output:
+        f"{RESULTS}/events/summary.json",
+    params:
+        data=DATA,
+    shell:
+        "ehrctx check {params.data:q} --out {output}"
+
+
+rule split:
+    input:
+        EVENTS,
+        rules.check.output,
+    output:
+        SPLITS,
+    params:
+        data=DATA,
+        splits=STUDY.section("splits"),
+    shell:
+        "ehrctx split {params.data:q} --splits {params.splits:q} --out {output}"

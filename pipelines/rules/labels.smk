@@ -1,0 +1,16 @@
+# Label files of all tasks, in the MEDS label schema.
+rule label:
+    input:
+        EVENTS,
+        rules.check.output,
+        profile=PROFILE,
+    output:
+        directory(f"{RESULTS}/labels"),
+    params:
+        data=DATA,
+        tasks=[f"--task {task}" for task in STUDY.tasks],
+        definitions=[load_definition(task).model_dump_json() for task in STUDY.tasks],  # a changed definition re-labels
+        settings=STUDY.section("labels"),
+    shell:
+        "ehrctx label {params.data:q} {params.tasks} --profile {input.profile:q} --settings {params.settings:q} "
+        "--out {output}"

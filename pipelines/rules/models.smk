@@ -1,0 +1,28 @@
+# One training job per model. The MLflow store is made once, before any of them opens it.
+rule tracking_store:
+    output:
+        touch(f"{RESULTS}/models/.tracked"),
+    params:
+        store=TRACKING,
+        experiment=STUDY.name,
+    shell:
+        "ehrctx track --store {params.store} --experiment {params.experiment}"
+
+
+rule pretrain:
+    input:
+        rules.tracking_store.output,
+        timelines=TIMELINES,
+    output:
+        directory(f"{RESULTS}/models/{{model}}"),
+    params:
+        # outside the declared output, which Snakemake deletes when it re-runs an interrupted job
+        checkpoints=lambda wildcards: f"{RESULTS}/checkpoints/{wildcards.model}",
+        settings=STUDY.section("pretraining"),
+        store=TRACKING,
+        experiment=STUDY.name,
+    threads: STUDY.pretraining.threads
+    shell:
+        "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
+        "--checkpoints {params.checkpoints} --settings {params.settings:q} "
+        "--tracking {params.store} --experiment {params.experiment}"

@@ -1,0 +1,42 @@
+# Representations at the labels' prediction times, linear probes on them, and the same head on counts.
+rule embed:
+    input:
+        model=rules.pretrain.output,
+        timelines=TIMELINES,
+        labels=rules.label.output,
+    output:
+        directory(f"{RESULTS}/embeddings/{{model}}"),
+    params:
+        batch_tokens=STUDY.pretraining.batch_tokens,
+    threads: STUDY.pretraining.threads
+    shell:
+        "ehrctx embed --model {input.model} --timelines {input.timelines} --labels {input.labels} --out {output} "
+        "--batch-tokens {params.batch_tokens} --threads {threads}"
+
+
+rule probe:
+    input:
+        embeddings=rules.embed.output,
+        labels=rules.label.output,
+        splits=SPLITS,
+    output:
+        directory(f"{RESULTS}/probes/{{model}}"),
+    params:
+        settings=STUDY.section("probe"),
+    shell:
+        "ehrctx probe --embeddings {input.embeddings} --labels {input.labels} --splits {input.splits} "
+        "--settings {params.settings:q} --out {output}"
+
+
+rule probe_counts:
+    input:
+        timelines=TIMELINES,
+        labels=rules.label.output,
+        splits=SPLITS,
+    output:
+        directory(f"{RESULTS}/probes/counts"),
+    params:
+        settings=STUDY.section("probe"),
+    shell:
+        "ehrctx probe --timelines {input.timelines} --labels {input.labels} --splits {input.splits} "
+        "--settings {params.settings:q} --out {output}"

@@ -1,0 +1,42 @@
+# The study: validated before any job runs, and held by one run at a time.
+import fcntl
+from pathlib import Path
+
+from ehrctx.errors import InputError
+from ehrctx.events.meds import open_dataset
+from ehrctx.events.profile import find_profile
+from ehrctx.study import Study, validate
+from ehrctx.tasks.definition import load_definition
+from ehrctx.timelines.spec import find_spec
+
+try:
+    if not config:
+        raise InputError("no study given. Add --configfile pipelines/studies/demo.yaml, or your own study file.")
+    STUDY = validate(Study, config, "study")
+    PROFILE = str(find_profile(STUDY.profile))
+    TOKENIZER = str(find_spec(STUDY.tokenizer))
+    TASKS = [load_definition(task).task for task in STUDY.tasks]
+    # A MEDS data set is used in place; without one, the cohort is simulated.
+    RESULTS = f"results/{STUDY.name}"
+    DATA = STUDY.data or f"{RESULTS}/events/meds"
+    EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+TIMELINES = f"{RESULTS}/timelines/{Path(TOKENIZER).stem}"
+SPLITS = f"{RESULTS}/events/subject_splits.parquet"
+TRACKING = "results/mlflow.db"
+
+
+wildcard_constraints:
+    model="|".join(STUDY.models),
+
+
+onstart:
+    # Snakemake's own lock outlives a killed run (the profile switches it off); the kernel drops this one with its holder.
+    Path(RESULTS).mkdir(parents=True, exist_ok=True)
+    globals()["HELD"] = open(f"{RESULTS}/.lock", "w")
+    try:
+        fcntl.flock(HELD, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"another run of the study {STUDY.name!r} is going on. Wait for it, or stop it.") from None

@@ -1,0 +1,94 @@
+"""Fixtures that all tests share: where the repository is, small MEDS data sets, one simulated cohort, the real demo."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COHORT_SUBJECTS = 300
+COHORT_TASKS = ("guo_los", "lab_hyponatremia", "new_acutemi")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Where the simulated cohort lies: its MEDS events, its table of splits, its CLMBR timelines, its labels."""
+
+    root: Path
+    events: Path
+    splits: Path
+    timelines: Path
+    labels: Path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository, where tokenizers/ and pipelines/ are."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def write_meds():
+    """A function that writes a MEDS data set to a folder and returns the folder.
+
+    `shards` maps a name below data/ ("0", "train/0") to its rows; `splits` maps subject ids to split names, or is the
+    whole table; `codes` is the table of metadata/codes.parquet. What is None is not written.
+    """
+
+    def write(
+        folder: Path,
+        shards: dict[str, pl.DataFrame],
+        splits: dict[int, str] | pl.DataFrame | None = None,
+        codes: pl.DataFrame | None = None,
+    ) -> Path:
+        folder = Path(folder)
+        (folder / "metadata").mkdir(parents=True, exist_ok=True)
+        for name, rows in shards.items():
+            file = folder / "data" / f"{name}.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rows.write_parquet(file)
+        if isinstance(splits, dict):
+            splits = pl.DataFrame(
+                {"subject_id": list(splits), "split": list(splits.values())},
+                schema={"subject_id": pl.Int64, "split": pl.String},
+            )
+        if splits is not None:
+            splits.write_parquet(folder / "metadata" / "subject_splits.parquet")
+        if codes is not None:
+            codes.write_parquet(folder / "metadata" / "codes.parquet")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def mimic_demo() -> Path:
+    """The folder of the MIMIC-IV demo (100 subjects, open data) in MEDS form."""
+    folder = os.environ.get("EHRCTX_MIMIC_DEMO")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set EHRCTX_MIMIC_DEMO to the MIMIC-IV demo in MEDS form")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory, repository) -> Cohort:
+    """300 simulated subjects with splits, CLMBR timelines and the labels of three tasks. Read it, never change it."""
+    from ehrctx.events.meds import open_dataset
+    from ehrctx.events.simulate import simulate
+    from ehrctx.events.splits import subject_splits
+    from ehrctx.study import Labels, Simulation
+    from ehrctx.tasks.label_sets import write_labels
+    from ehrctx.timelines.build import build_timelines
+
+    root = tmp_path_factory.mktemp("cohort")
+    made = Cohort(root, root / "events", root / "splits.parquet", root / "timelines", root / "labels")
+    simulate(Simulation(subjects=COHORT_SUBJECTS, seed=0), made.events)
+    subject_splits(open_dataset(made.events), None).write_parquet(made.splits)
+    profile = repository / "pipelines" / "datasets" / "simulated.yaml"
+    build_timelines(made.events, profile, made.splits, repository / "tokenizers" / "clmbr.yaml", made.timelines)
+    write_labels(made.events, str(profile), COHORT_TASKS, Labels(max_times_per_subject=2), made.labels)
+    return made
