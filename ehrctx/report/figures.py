@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito (2008); marker and dash differ too, so that a figure also reads in grey.
 STYLES = {
@@ -95,7 +96,7 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
 
 def validation_curves(curves: pl.DataFrame) -> Figure:
     """Validation loss (nats per token) against tokens seen; `curves` is (model, arch, context, tokens, loss)."""
-    figure, axes = plt.subplots(figsize=(7.4, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 2.9), layout="constrained")
     contexts = sorted(curves["context"].unique().to_list())
     for (model,), own in curves.group_by(["model"], maintain_order=True):
         row = own.row(0, named=True)
@@ -110,6 +111,10 @@ def validation_curves(curves: pl.DataFrame) -> Figure:
             linestyle="-" if filled else ":",
             label=str(model),
         )
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(y=0.15)
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel("validation loss\n(nats per token)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

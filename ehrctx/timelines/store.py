@@ -1,6 +1,6 @@
 """The memory-mapped store of integer timelines: flat arrays, readable with numpy alone.
 
-See DESIGN of the folder in `docs/artifacts.md`: tokens.npy, seconds.npy, event.npy, offsets.npy, subjects.npy.
+`docs/results.md` tells what each file holds.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # The study: validated before any job runs, and held by one run at a time.
 import fcntl
+import os
+import sys
 from pathlib import Path
 
 from ehrctx.errors import InputError
@@ -8,6 +10,9 @@ from ehrctx.events.profile import find_profile
 from ehrctx.study import Study, validate
 from ehrctx.tasks.definition import load_definition
 from ehrctx.timelines.spec import find_spec
+
+# Jobs find this environment's commands, whether or not it was activated.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 try:
     if not config:

@@ -1,6 +1,6 @@
 """The selective scan's CPU kernels, compiled by numba; `selective_scan.py` says what is computed and dispatches here.
 
-Plain torch needs a dozen passes over [time, batch, state, channels] arrays that do not fit any cache. Here a block of
+Plain torch makes a dozen passes over [time, batch, state, channels] arrays that do not fit any cache. Here a block of
 channels of one sequence is one task: for each chunk of time its tiles (a few KiB each) stay in the first-level cache
 while the states are swept one after the other, channels innermost, so that every inner loop is vectorised. As in the
 torch version, only the states at chunk boundaries are kept and the backward recomputes the others.
@@ -22,10 +22,15 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Measured on 2 cores with AVX-512: within 10 % for chunks of 16-32 and blocks of 64-128. At 16 x 64 the backward's
-# eight tiles fit in 32 KiB, and with 16 states the kept boundaries are as large as one activation.
 CHUNK = 16
 BLOCK = 64
+
+# A task's tiles lie in one flat buffer at constant offsets: LLVM then sees that they do not overlap. Were they separate
+# arrays, it would need more run-time overlap checks than it is willing to make, and would not vectorise. The spare row
+# of each tile holds the state before the chunk, or the carry from after it.
+_TILE = (CHUNK + 1) * BLOCK
+_DELTA, _DRIVE, _Y, _STATE, _CARRY, _GRAD_DELTA, _GRAD_DRIVE = (i * _TILE for i in range(7))
+_TILES = 7 * _TILE
 
 # NaN must propagate, hence no "nnan"; "reassoc" lets the sums over channels use vector registers.
 _FAST = {"contract", "nsz", "reassoc"}
@@ -38,10 +43,9 @@ _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
 _SMALLEST, _LARGEST = np.float32(-87.33), np.float32(89.0)
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-# Minimax fit of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, relative error of the whole 3e-9.
-_C2, _C3, _C4, _C5, _C6 = (
-    np.float32(x) for x in (4.999999345e-01, 1.666652061e-01, 4.166838840e-02, 8.368718624e-03, 1.381458210e-03)
-)
+# Minimax fit of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2; the polynomial's relative error is 3e-9.
+_C2, _C3, _C4 = np.float32(4.999999345e-01), np.float32(1.666652061e-01), np.float32(4.166838840e-02)
+_C5, _C6 = np.float32(8.368718624e-03), np.float32(1.381458210e-03)
 
 
 @intrinsic
@@ -55,10 +59,10 @@ def _power_of_two(typing_context: Any, rounded: Any) -> Any:
     return types.float32(types.float32), generate
 
 
-# Without "reassoc": it would cancel the rounding by _ROUND.
+# Without "reassoc", which would cancel the rounding by _ROUND.
 @numba.njit(fastmath={"contract", "nsz"}, cache=True)
 def exp_float32(x: Any) -> Any:
-    """exp in float32 to 2e-7; 0 below -87.33, NaN for NaN. Branch-free, so loops over it vectorise (no SVML needed)."""
+    """exp in float32 to 2e-7; 0 below -87.33, NaN for NaN. Branch-free, so that loops over it vectorise (no SVML)."""
     bounded = _SMALLEST if x < _SMALLEST else (_LARGEST if x > _LARGEST else x)
     rounded = bounded * _LOG2_E + _ROUND
     k = rounded - _ROUND
@@ -68,56 +72,197 @@ def exp_float32(x: Any) -> Any:
     return _ZERO if x < _SMALLEST else value
 
 
-# "noalias" (the tiles never overlap) in place of LLVM's run-time overlap checks, of which it does only a few.
-@numba.njit(fastmath=_FAST, cache=True, noalias=True)
-def _forward_state(delta: Any, drive: Any, rate: Any, b: Any, c: Any, state: Any, y: Any) -> None:
-    """One state over one chunk: advances `state` and adds C h to `y`. Tiles [CHUNK, BLOCK], rows [BLOCK]."""
-    for t in range(len(b)):
-        for j in range(BLOCK):
-            h = exp_float32(delta[t, j] * rate[j]) * state[j] + drive[t, j] * b[t]
-            state[j] = h
-            y[t, j] += c[t] * h
-
-
-@numba.njit(fastmath=_FAST, cache=True, noalias=True)
-def _recompute_state(delta: Any, drive: Any, rate: Any, b: Any, state: Any, decays: Any, before: Any) -> None:
-    """exp(delta A) and the state before each step of one chunk; `state` ends as the one after the last."""
-    for t in range(len(b)):
-        for j in range(BLOCK):
-            decay = exp_float32(delta[t, j] * rate[j])
-            decays[t, j] = decay
-            before[t, j] = state[j]
-            state[j] = decay * state[j] + drive[t, j] * b[t]
-
-
-@numba.njit(fastmath=_FAST, cache=True, noalias=True)
-def _backward_state(
-    delta: Any, drive: Any, rate: Any, b: Any, c: Any, grad_y: Any, decays: Any, before: Any,
-    carry: Any, grad_delta: Any, grad_drive: Any, grad_rate: Any, grad_b: Any, grad_c: Any,
-) -> None:  # fmt: skip
-    """One state over one chunk, backwards; `carry` is d(loss)/d(state) as it comes from later steps."""
-    for t in range(len(b) - 1, -1, -1):
-        b_t, c_t, sum_b, sum_c = b[t], c[t], _ZERO, _ZERO
-        for j in range(BLOCK):
-            decayed = decays[t, j] * before[t, j]
-            sum_c += grad_y[t, j] * (decayed + drive[t, j] * b_t)
-            grad_h = carry[j] + grad_y[t, j] * c_t
-            sum_b += grad_h * drive[t, j]
-            grad_drive[t, j] += grad_h * b_t
-            grad_exponent = grad_h * decayed
-            grad_delta[t, j] += grad_exponent * rate[j]
-            grad_rate[j] += grad_exponent * delta[t, j]
-            carry[j] = grad_h * decays[t, j]
-        grad_b[t] = sum_b
-        grad_c[t] = sum_c
+@numba.njit(fastmath=_FAST, cache=True)
+def _load(tiles: Any, delta: Any, u: Any, start: int, steps: int, first: int, width: int) -> None:
+    for t in range(steps):
+        for j in range(width):
+            step = delta[start + t, first + j]
+            tiles[_DELTA + t * BLOCK + j] = step
+            tiles[_DRIVE + t * BLOCK + j] = step * u[start + t, first + j]
 
 
 @numba.njit(fastmath=_FAST, cache=True)
-def _forward_block(
+def _forward_state(tiles: Any, rate: Any, state: Any, b: Any, c: Any, steps: int) -> None:
+    """One of the states over one chunk: advances it and adds C h to y. rate and state [BLOCK]; b and c [steps]."""
+    for t in range(steps):
+        row, b_t, c_t = t * BLOCK, b[t], c[t]
+        for j in range(BLOCK):
+            i = row + j
+            h = exp_float32(tiles[_DELTA + i] * rate[j]) * state[j] + tiles[_DRIVE + i] * b_t
+            state[j] = h
+            tiles[_Y + i] += c_t * h
+
+
+@numba.njit(fastmath=_FAST, cache=True)
+def _recompute_state(tiles: Any, rate: Any, initial: Any, b: Any, steps: int) -> None:
+    """One of the states through one chunk; row t of the carry tile is left holding the decay of step t."""
+    for j in range(len(initial)):
+        tiles[_STATE + j] = initial[j]
+    for t in range(steps):
+        row, b_t = t * BLOCK, b[t]
+        for j in range(BLOCK):
+            i = row + j
+            decay = exp_float32(tiles[_DELTA + i] * rate[j])
+            tiles[_CARRY + i] = decay
+            tiles[_STATE + i + BLOCK] = decay * tiles[_STATE + i] + tiles[_DRIVE + i] * b_t
+
+
+@numba.njit(fastmath=_FAST, cache=True)
+def _backward_state(
+    tiles: Any, rate: Any, carry: Any, b: Any, c: Any, grad_rate: Any, grad_b: Any, grad_c: Any, steps: int
+) -> None:
+    """One of the states backwards over one chunk; carry [BLOCK] is d(loss)/d(state) as it comes from later steps."""
+    for j in range(BLOCK):
+        tiles[_CARRY + steps * BLOCK + j] = carry[j]
+    for t in range(steps - 1, -1, -1):
+        row, b_t, c_t, sum_b, sum_c = t * BLOCK, b[t], c[t], _ZERO, _ZERO
+        for j in range(BLOCK):
+            i = row + j
+            grad_y, drive = tiles[_Y + i], tiles[_DRIVE + i]
+            grad_h = tiles[_CARRY + i + BLOCK] + grad_y * c_t
+            grad_previous = grad_h * tiles[_CARRY + i]
+            grad_exponent = grad_previous * tiles[_STATE + i]
+            sum_b += grad_h * drive
+            sum_c += grad_y * tiles[_STATE + i + BLOCK]
+            tiles[_CARRY + i] = grad_previous
+            tiles[_GRAD_DRIVE + i] += grad_h * b_t
+            tiles[_GRAD_DELTA + i] += grad_exponent * rate[j]
+            grad_rate[j] += grad_exponent * tiles[_DELTA + i]
+        grad_b[t] = sum_b
+        grad_c[t] = sum_c
+    for j in range(BLOCK):
+        carry[j] = tiles[_CARRY + j]
+
+
+@numba.njit(fastmath=_FAST, cache=True)
+def _forward_task(
     u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, y: Any, boundaries: Any, first: int, width: int
 ) -> None:
-    """Channels first .. first + width of one sequence; tiles are padded with zeros to BLOCK channels."""
-    length, states = b.shape[1], a.shape[0]
-    rate, state = np.zeros((states, BLOCK), np.float32), np.zeros((states, BLOCK), np.float32)
-    delta_tile, drive, y_tile = (np.zeros((CHUNK, BLOCK), np.float32) for _ in range(3))
-    rate[:, :width] = a[:, first : first + width]
+    """Channels first .. first + width of one sequence; beyond them the tiles hold zeros, which stay zeros."""
+    length, states = b.shape[1], len(a)
+    tiles, rates, h = np.zeros(_TILES, np.float32), np.zeros((states, BLOCK), np.float32), np.zeros((states, BLOCK), np.float32)
+    rates[:, :width] = a[:, first : first + width]
+    for start in range(0, length, CHUNK):
+        steps = min(CHUNK, length - start)
+        _load(tiles, delta, u, start, steps, first, width)
+        for t in range(steps):
+            for j in range(width):
+                tiles[_Y + t * BLOCK + j] = d[first + j] * u[start + t, first + j]
+        if len(boundaries):
+            boundaries[start // CHUNK, :, first : first + width] = h[:, :width]
+        for s in range(states):
+            _forward_state(tiles, rates[s], h[s], b[s, start:], c[s, start:], steps)
+        for t in range(steps):
+            for j in range(width):
+                y[start + t, first + j] = tiles[_Y + t * BLOCK + j]
+
+
+@numba.njit(fastmath=_FAST, cache=True)
+def _backward_task(
+    u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, boundaries: Any, grad_y: Any,
+    grad_u: Any, grad_delta: Any, grad_a: Any, grad_b: Any, grad_c: Any, grad_d: Any, first: int, width: int,
+) -> None:  # fmt: skip
+    """The same channels backwards; grad_b and grad_c [state, length] are this task's own."""
+    length, states = b.shape[1], len(a)
+    tiles, rates = np.zeros(_TILES, np.float32), np.zeros((states, BLOCK), np.float32)
+    carry, grad_rates = np.zeros((states, BLOCK), np.float32), np.zeros((states, BLOCK), np.float32)
+    rates[:, :width] = a[:, first : first + width]
+    for chunk in range(len(boundaries) - 1, -1, -1):
+        start = chunk * CHUNK
+        end = min(start + CHUNK, length)
+        _load(tiles, delta, u, start, end - start, first, width)
+        tiles[_GRAD_DELTA:] = _ZERO
+        for t in range(end - start):
+            for j in range(width):
+                tiles[_Y + t * BLOCK + j] = grad_y[start + t, first + j]
+        for s in range(states):
+            _recompute_state(tiles, rates[s], boundaries[chunk, s, first : first + width], b[s, start:], end - start)
+            _backward_state(
+                tiles, rates[s], carry[s], b[s, start:], c[s, start:],
+                grad_rates[s], grad_b[s, start:], grad_c[s, start:], end - start,
+            )  # fmt: skip
+        for t in range(end - start):
+            for j in range(width):
+                row, channel, i = start + t, first + j, t * BLOCK + j
+                grad_u[row, channel] = tiles[_GRAD_DRIVE + i] * delta[row, channel] + d[channel] * grad_y[row, channel]
+                grad_delta[row, channel] = tiles[_GRAD_DELTA + i] + tiles[_GRAD_DRIVE + i] * u[row, channel]
+                grad_d[channel] += grad_y[row, channel] * u[row, channel]
+    grad_a[:, first : first + width] = grad_rates[:, :width]
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True)
+def _forward(u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, y: Any, boundaries: Any) -> None:
+    batch, _, channels = u.shape
+    blocks = (channels + BLOCK - 1) // BLOCK
+    for task in numba.prange(batch * blocks):
+        n, first = task // blocks, task % blocks * BLOCK
+        width = min(BLOCK, channels - first)
+        _forward_task(u[n], delta[n], a, b[n], c[n], d, y[n], boundaries[n], first, width)
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True)
+def _backward(
+    u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, boundaries: Any, grad_y: Any,
+    grad_u: Any, grad_delta: Any, grad_a: Any, grad_b: Any, grad_c: Any, grad_d: Any,
+) -> None:  # fmt: skip
+    batch, _, channels = u.shape
+    blocks = (channels + BLOCK - 1) // BLOCK
+    for task in numba.prange(batch * blocks):
+        n, block = task // blocks, task % blocks
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        _backward_task(
+            u[n], delta[n], a, b[n], c[n], d, boundaries[n], grad_y[n],
+            grad_u[n], grad_delta[n], grad_a[n], grad_b[n, block], grad_c[n, block], grad_d[n], first, width,
+        )  # fmt: skip
+
+
+def _use_torch_threads() -> None:
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def _run_forward(arrays: list[np.ndarray], keep_boundaries: bool) -> tuple[Tensor, Tensor]:
+    """y [batch, length, channels] and the states before each chunk [batch, chunks or 0, state, channels]."""
+    (batch, length, channels), states = arrays[0].shape, len(arrays[2])
+    y = torch.empty(batch, length, channels)
+    boundaries = torch.empty(batch, -(-length // CHUNK) if keep_boundaries else 0, states, channels)
+    _use_torch_threads()
+    _forward(*arrays, y.numpy(), boundaries.numpy())
+    return y, boundaries
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """Contiguous float32 tensors: u, delta [N, T, D]; a [S, D]; b, c [N, S, T]; d [D]. Returns y [N, T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        y, boundaries = _run_forward([x.detach().numpy() for x in inputs], keep_boundaries=True)
+        ctx.save_for_backward(*inputs, boundaries)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        u, delta, a, b, c, d, boundaries = (x.detach().numpy() for x in ctx.saved_tensors)
+        batch, length, channels = u.shape
+        states, blocks = len(a), -(-channels // BLOCK)
+        grad_u, grad_delta = np.empty_like(u), np.empty_like(delta)
+        grad_a = np.empty((batch, states, channels), np.float32)
+        grad_b, grad_c = (np.empty((batch, blocks, states, length), np.float32) for _ in range(2))
+        grad_d = np.zeros((batch, channels), np.float32)
+        _use_torch_threads()
+        _backward(
+            u, delta, a, b, c, d, boundaries, grad_y.contiguous().numpy(),
+            grad_u, grad_delta, grad_a, grad_b, grad_c, grad_d,
+        )  # fmt: skip
+        shared = (grad_a.sum(0), grad_b.sum(1), grad_c.sum(1), grad_d.sum(0))
+        return tuple(torch.from_numpy(x) for x in (grad_u, grad_delta, *shared))
+
+
+def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """As `ehrctx.models.ops.selective_scan.selective_scan`, for CPU tensors."""
+    inputs = [u, delta, a.t(), b.transpose(1, 2), c.transpose(1, 2), d]
+    inputs = [x.float().contiguous() for x in inputs]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return _SelectiveScan.apply(*inputs)
+    return _run_forward([x.detach().numpy() for x in inputs], keep_boundaries=False)[0]

@@ -1,0 +1,49 @@
+# make demo     the demo study: environment, workflow, report
+# make smoke    the same workflow on a pocket-size study, in about a minute
+# make test     the tests
+# make check    ruff and mypy
+# make dashboard  the MLflow dashboard, on this machine only
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo smoke test check dashboard clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= 2
+READY := $(VENV)/.ready
+
+demo: $(READY)
+	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/demo.yaml
+	@echo
+	@echo "Report:    results/demo/report/index.html   (notebook: results/demo/report/overview.html)"
+	@echo "Dashboard: make dashboard, then open http://127.0.0.1:5000"
+
+smoke: $(READY)
+	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/smoke.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dashboard: $(READY)
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
+
+# The environment: the first Python of 3.11 and 3.12 that works, femr where it can be installed (Linux), pinned versions.
+$(READY): pyproject.toml constraints.txt
+	@python=; for candidate in $(PYTHON) python3 python3.11 python3.12; do \
+	  if $$candidate -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] < (3, 13)))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "error: Python 3.11 or 3.12 is needed (name one with: make PYTHON=/path/to/python3.11)." >&2; exit 2; fi; \
+	if ! $$python -c 'import ensurepip' 2>/dev/null; then \
+	  echo "error: $$python cannot make environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; fi; \
+	echo "Installing into $(VENV) with $$($$python --version) …"; \
+	rm -rf $(VENV) && $$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[femr,notebooks,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

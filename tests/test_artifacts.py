@@ -1,0 +1,208 @@
+"""Artefacts: whole or not at all, with their provenance, refused when an input changed."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ehrctx import __version__
+from ehrctx.artifacts import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    exclusive,
+    fingerprint,
+    new_artifact,
+    new_file,
+    read_manifest,
+    require_same_input,
+)
+from ehrctx.errors import InputError
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write(folder, name, text):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "source.csv"
+    file.write_text("a,b\n1,2\n")
+    return file
+
+
+def make(path, source, text="content"):
+    with new_artifact(path, "thing", {"k": 3}, {"events": source}, {"rows": 1}) as folder:
+        write(folder, "data.txt", text)
+
+
+def test_manifest_says_what_made_it_and_what_it_holds(tmp_path, source):
+    facts = {"rows": 0}
+    with new_artifact(tmp_path / "out", "thing", {"k": 3}, {"events": source}, facts) as folder:
+        write(folder, "data.txt", "content")
+        write(folder, "sub/more.txt", "more")
+        facts["rows"] = 12
+        assert not (tmp_path / "out").exists()
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["kind"] == "thing"
+    assert manifest["schema"] == SCHEMA_VERSION
+    assert manifest["settings"] == {"k": 3}
+    assert manifest["inputs"] == {"events": sha256(source.read_bytes())}
+    assert manifest["facts"] == {"rows": 12}
+    assert manifest["files"] == {"data.txt": sha256(b"content"), "sub/more.txt": sha256(b"more")}
+    assert manifest["versions"]["ehrctx"] == __version__
+    assert manifest["versions"]["python"] == sys.version.split()[0]
+    assert read_manifest(tmp_path / "out", "thing") == manifest
+
+
+def test_same_work_gives_the_same_bytes(tmp_path, source):
+    make(tmp_path / "a", source)
+    make(tmp_path / "b", source)
+    assert (tmp_path / "a" / MANIFEST).read_bytes() == (tmp_path / "b" / MANIFEST).read_bytes()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_exception_leaves_nothing_behind(tmp_path, source, failure):
+    def fail():
+        with new_artifact(tmp_path / "out", "thing", {}, {}) as folder:
+            write(folder, "data.txt", "half")
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [source.name]
+
+
+def test_exception_keeps_the_old_artefact(tmp_path, source):
+    make(tmp_path / "out", source, "old")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+    def fail():
+        with new_artifact(tmp_path / "out", "thing", {}, {}) as folder:
+            write(folder, "data.txt", "new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", source.name]
+
+
+def test_new_artefact_replaces_the_old_one_whole(tmp_path, source):
+    with new_artifact(tmp_path / "out", "thing", {}, {}) as folder:
+        write(folder, "gone.txt", "old")
+    make(tmp_path / "out", source, "new")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["data.txt", MANIFEST]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", source.name]
+
+
+def test_killed_job_leaves_a_partial_folder_that_the_next_run_removes(tmp_path, source):
+    code = (
+        "import os, sys, signal; from pathlib import Path; from ehrctx.artifacts import new_artifact\n"
+        "with new_artifact(Path(sys.argv[1]), 'thing', {}, {}) as folder:\n"
+        "    (folder / 'data.txt').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "out").exists()
+    assert [p.name.startswith(".out.partial-") for p in tmp_path.iterdir() if p != source] == [True]
+    bystander = tmp_path / ".other.partial-1"
+    bystander.mkdir()
+    make(tmp_path / "out", source)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [bystander.name, "out", source.name]
+
+
+def test_changed_input_is_refused_and_named(tmp_path, source):
+    make(tmp_path / "out", source)
+    require_same_input(tmp_path / "out", "thing", "events", source)
+    source.write_text("a,b\n1,3\n")
+    with pytest.raises(InputError, match="made from other events than those now at") as caught:
+        require_same_input(tmp_path / "out", "thing", "events", source)
+    assert str(tmp_path / "out") in str(caught.value)
+    assert str(source) in str(caught.value)
+
+
+def test_input_that_was_never_recorded_is_refused(tmp_path, source):
+    make(tmp_path / "out", source)
+    with pytest.raises(InputError, match="labels"):
+        require_same_input(tmp_path / "out", "thing", "labels", source)
+
+
+def test_input_that_is_an_artefact_is_known_by_its_manifest(tmp_path, source):
+    make(tmp_path / "first", source)
+    with new_artifact(tmp_path / "second", "other", {}, {"things": tmp_path / "first"}):
+        pass
+    require_same_input(tmp_path / "second", "other", "things", tmp_path / "first")
+    make(tmp_path / "first", source, "other content")
+    with pytest.raises(InputError, match="other things than those"):
+        require_same_input(tmp_path / "second", "other", "things", tmp_path / "first")
+
+
+def test_fingerprint_of_a_folder_sees_names_and_bytes(tmp_path):
+    folder = tmp_path / "data"
+    write(folder, "x/a.txt", "1")
+    first = fingerprint(folder)
+    write(folder, ".hidden", "not counted")
+    assert fingerprint(folder) == first
+    write(folder, "x/a.txt", "2")
+    assert fingerprint(folder) != first
+    write(folder, "x/a.txt", "1")
+    assert fingerprint(folder) == first
+    (folder / "x" / "a.txt").rename(folder / "x" / "b.txt")
+    assert fingerprint(folder) != first
+
+
+def test_read_manifest_refuses_what_is_not_the_artefact(tmp_path, source):
+    with pytest.raises(InputError, match="not a finished thing folder"):
+        read_manifest(tmp_path, "thing")
+    make(tmp_path / "out", source)
+    with pytest.raises(InputError, match="holds 'thing' where 'labels' is expected"):
+        read_manifest(tmp_path / "out", "labels")
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest | {"schema": SCHEMA_VERSION + 1}))
+    with pytest.raises(InputError, match=f"schema {SCHEMA_VERSION + 1}"):
+        read_manifest(tmp_path / "out", "thing")
+
+
+def test_new_file_is_atomic(tmp_path):
+    file = tmp_path / "sub" / "table.csv"
+    with new_file(file) as partial:
+        partial.write_text("one")
+        assert partial.parent == file.parent
+        assert not file.exists()
+    assert file.read_text() == "one"
+
+    def fail():
+        with new_file(file) as partial:
+            partial.write_text("half of tw")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert file.read_text() == "one"
+    assert os.listdir(file.parent) == ["table.csv"]
+
+
+def test_exclusive_waits_for_its_holder_and_says_so(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ehrctx.artifacts import exclusive\n"
+        "with exclusive(Path(sys.argv[1]), 'writing scores'):\n"
+        "    print(Path(sys.argv[2]).exists())\n"
+    )
+    lock, done = tmp_path / "locks" / "scores", tmp_path / "done"
+    with exclusive(lock, "writing scores"):
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", code, str(lock), str(done)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr.readline() == "Waiting: another process is writing scores.\n"
+        done.touch()
+    out, _ = waiting.communicate(timeout=30)
+    assert out == "True\n"
