@@ -119,7 +119,9 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     """The manifest of the artefact at `path`, which must be of this `kind` and schema version."""
     file = Path(path) / MANIFEST
     if not file.is_file():
-        raise InputError(f"{path} is not a finished {kind} folder: it has no {MANIFEST}. Make it again with its command.")
+        raise InputError(
+            f"{path} is not a finished {kind} folder: it has no {MANIFEST}. Make it again with its command."
+        )
     manifest: dict[str, Any] = json.loads(file.read_text())
     if manifest.get("kind") != kind:
         raise InputError(f"{path} holds {manifest.get('kind')!r} where {kind!r} is expected. Check the order of paths.")

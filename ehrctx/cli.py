@@ -25,7 +25,9 @@ Profile = Annotated[str, typer.Option(help="a profile in pipelines/datasets/, or
 SplitsFile = Annotated[Path, typer.Option("--splits", help="subject_splits.parquet (see `ehrctx split`)")]
 LabelsFolder = Annotated[Path, typer.Option("--labels", help="folder that `ehrctx label` wrote")]
 TimelinesFolder = Annotated[Path, typer.Option("--timelines", help="folder that `ehrctx tokenize` wrote")]
-Settings = Annotated[str | None, typer.Option(help="this section of a study file as YAML text; the defaults if left out")]
+Settings = Annotated[
+    str | None, typer.Option(help="this section of a study file as YAML text; the defaults if left out")
+]
 Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no tracking if left out")]
 
 
@@ -54,7 +56,9 @@ def check(
     for violation in violations:
         typer.echo(f"violation: {violation}", err=True)
     if violations:
-        raise InputError(f"{data} breaks {len(violations)} rule(s) of MEDS, listed above. Mend the files and check again.")
+        raise InputError(
+            f"{data} breaks {len(violations)} rule(s) of MEDS, listed above. Mend the files and check again."
+        )
     if out is not None:
         with new_file(out) as partial:
             partial.write_text(json.dumps({"name": data.name, **summary}, indent=1) + "\n")
@@ -77,7 +81,9 @@ def simulate(
 def split(
     data: Data,
     out: Out,
-    splits: Annotated[str, typer.Option(help="'given', or the study key as YAML text: '{hash: [.7, .15, .15]}'")] = "given",
+    splits: Annotated[
+        str, typer.Option(help="'given', or the study key as YAML text: '{hash: [.7, .15, .15]}'")
+    ] = "given",
 ) -> None:
     """Write subject_splits.parquet: the data set's own splits, checked, or splits from a hash of the subject."""
     from ehrctx.artifacts import new_file
@@ -127,7 +133,9 @@ def pretrain(
     timelines: TimelinesFolder,
     model: Annotated[str, typer.Option(help="<arch>-<size>-<context>[-s<seed>], as in mamba-tiny-4096")],
     out: Out,
-    checkpoints: Annotated[Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")
+    ] = None,
     settings: Settings = None,
     tracking: Store = None,
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
@@ -172,7 +180,7 @@ def probe(
     timelines: Annotated[Path | None, typer.Option(help="for the count baseline: folder of `ehrctx tokenize`")] = None,
     settings: Settings = None,
 ) -> None:
-    """Fit the linear probe on embeddings, or on counts (give --timelines), and predict. Settings: the study's `probe`."""
+    """Fit the linear probe on embeddings, or on counts (--timelines), and predict. Settings: the study's `probe`."""
     from ehrctx.probe.predict import probe_counts, probe_embeddings
     from ehrctx.study import Probe
     from ehrctx.study import settings as parse
@@ -198,7 +206,7 @@ def score(
     tracking: Store = None,
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
 ) -> None:
-    """Score all models on held-out subjects, with paired differences and intervals. Settings: the study's `statistics`."""
+    """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
     from ehrctx.probe.score import write_scores
     from ehrctx.study import Privacy, Statistics
     from ehrctx.study import settings as parse

@@ -49,9 +49,7 @@ class ModelId(Config):
                 raise ValueError(f"{text!r}: no {part} {parts[part]!r}; {nearest(parts[part], known)}")
         if int(parts["context"]) < MINIMUM_CONTEXT:
             raise ValueError(f"{text!r}: a context length of at least {MINIMUM_CONTEXT} tokens is needed")
-        return cls(
-            arch=parts["arch"], size=parts["size"], context=int(parts["context"]), seed=int(parts["seed"] or 0)
-        )
+        return cls(arch=parts["arch"], size=parts["size"], context=int(parts["context"]), seed=int(parts["seed"] or 0))
 
 
 def _model_id(text: str) -> str:
@@ -94,16 +92,22 @@ class Pretraining(Config):
     tokens: int = Field(2_000_000_000, ge=1, description="the whole budget")
     tokens_per_step: int = Field(65_536, ge=1, description="tokens of one optimizer step")
     batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward pass, padding included: sets memory")
-    pool_windows: int = Field(20_000, ge=1, description="windows sorted by length at a time: 20,000 leave < 2 % padding")
+    pool_windows: int = Field(
+        20_000, ge=1, description="windows sorted by length at a time: 20,000 leave < 2 % padding"
+    )
     learning_rate: float = Field(2e-4, gt=0)
     final_learning_rate: float = Field(1e-5, ge=0)
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the tokens over which the rate rises")
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.1, ge=0, description="on matrices only: no bias, gain or state decays")
     gradient_clip: float = Field(1.0, gt=0)
-    validations: int = Field(4, ge=1, description="whole-split validations, evenly over the tokens, the last at the end")
+    validations: int = Field(
+        4, ge=1, description="whole-split validations, evenly over the tokens, the last at the end"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="what a kill can cost at most")
-    precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 on CUDA, float32 on CPU")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="auto: bf16 on CUDA, float32 on CPU"
+    )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, description="CPU threads of one training or embedding job")
     seed: int = Field(0, ge=0, description="added to the model's own seed (-s1, -s2 …)")

@@ -88,7 +88,7 @@ def cohort(tmp_path_factory, repository) -> Cohort:
     made = Cohort(root, root / "events", root / "splits.parquet", root / "timelines", root / "labels")
     simulate(Simulation(subjects=COHORT_SUBJECTS, seed=0), made.events)
     subject_splits(open_dataset(made.events), None).write_parquet(made.splits)
-    profile = repository / "pipelines" / "datasets" / "simulated.yaml"
-    build_timelines(made.events, profile, made.splits, repository / "tokenizers" / "clmbr.yaml", made.timelines)
-    write_labels(made.events, str(profile), COHORT_TASKS, Labels(max_times_per_subject=2), made.labels)
+    profile = str(repository / "pipelines" / "datasets" / "simulated.yaml")
+    build_timelines(made.events, profile, made.splits, str(repository / "tokenizers" / "clmbr.yaml"), made.timelines)
+    write_labels(made.events, profile, COHORT_TASKS, Labels(max_times_per_subject=2), made.labels)
     return made

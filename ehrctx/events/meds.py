@@ -1,7 +1,7 @@
 """Reading and checking MEDS data sets (schemas 0.3 and 0.4) as polars frames in a defined total order.
 
-0.3 and 0.4 differ in what may be absent (`numeric_value` is optional in 0.4, `text_value` a custom column in 0.3) and in
-string widths; both are read here, and every reader downstream sees the same columns.
+0.3 and 0.4 differ in what may be absent (`numeric_value` is optional in 0.4, `text_value` a custom column in 0.3) and
+in string widths; both are read here, and every reader downstream sees the same columns.
 
 Source: https://github.com/Medical-Event-Data-Standard/meds
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -130,7 +131,9 @@ def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:
         return pl.read_parquet(shard)
     except (pl.exceptions.ComputeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{dataset.name_of(shard)} is not a readable parquet file ({reason}). Write it again.") from None
+        raise InputError(
+            f"{dataset.name_of(shard)} is not a readable parquet file ({reason}). Write it again."
+        ) from None
 
 
 def _unit(profile: DatasetProfile, columns: list[str]) -> pl.Expr:
@@ -189,7 +192,7 @@ def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.Dat
 def read_codes(dataset: Dataset) -> pl.DataFrame:
     """`metadata/codes.parquet` as (code, description, parent_codes list of strings); empty where there is none."""
     file = dataset.root / CODES_FILE
-    empty = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    empty: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
     if not file.is_file():
         return pl.DataFrame(schema=empty)
     codes = pl.read_parquet(file)
@@ -211,7 +214,9 @@ def check_splits(splits: pl.DataFrame, file: str) -> list[Violation]:
             return [Violation(file, (), 0, f"the column {column!r} is missing.", "Write it as MEDS prescribes.")]
         if not accepts(splits.schema[column]):
             return [
-                Violation(file, (), 0, f"the column {column!r} is {splits.schema[column]}, expected {expected}.", "Cast it.")
+                Violation(
+                    file, (), 0, f"the column {column!r} is {splits.schema[column]}, expected {expected}.", "Cast it."
+                )
             ]
     found = []
     unknown = ~splits["split"].cast(pl.String).is_in(SPLITS).fill_null(False)

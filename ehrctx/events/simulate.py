@@ -142,7 +142,12 @@ def _episode(history: _History, day: np.datetime64, codes: tuple[str, ...]) -> n
 
 
 def _stay(
-    history: _History, admitted: np.datetime64, visit: int, level: dict[str, float], chronic: list[str], infarction: bool
+    history: _History,
+    admitted: np.datetime64,
+    visit: int,
+    level: dict[str, float],
+    chronic: list[str],
+    infarction: bool,
 ) -> np.datetime64:
     """One hospital stay; returns the time of discharge."""
     rng = history.rng
@@ -202,7 +207,8 @@ def _subject(rng: np.random.Generator) -> tuple[_History, bool]:
             visit += 1
             day = discharged.astype("datetime64[D]") + 7 * DAY
         visits(int(rng.integers(1, 4)), 150)
-        day = day + int(400 * (not infarcted)) * DAY  # so that no stay's year overlaps the next stay's
+        if not infarcted:
+            day = day + 400 * DAY  # so that no stay's year overlaps the next stay's
     return history, episode
 
 

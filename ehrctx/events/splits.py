@@ -51,20 +51,28 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
     else:
         file = dataset.root / SPLITS_FILE
         if not file.is_file():
-            raise InputError(f"{SPLITS_FILE} is missing. Write it, or set the study key `splits: {{hash: [.7, .15, .15]}}`.")
+            raise InputError(
+                f"{SPLITS_FILE} is missing. Write it, or set the study key `splits: {{hash: [.7, .15, .15]}}`."
+            )
         given = pl.read_parquet(file)
         problems = check_splits(given, SPLITS_FILE.as_posix())
         if problems:
             raise InputError(str(problems[0]))
         table = pl.DataFrame({"subject_id": present}).join(
-            given.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)), on="subject_id", how="left"
+            given.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)),
+            on="subject_id",
+            how="left",
         )
         without = table["split"].null_count()
         if without:
-            raise InputError(f"{SPLITS_FILE}: {without:,} subjects that have events have no split. Add them to the table.")
+            raise InputError(
+                f"{SPLITS_FILE}: {without:,} subjects that have events have no split. Add them to the table."
+            )
     for split in SPLITS:
         if not (table["split"] == split).any():
-            remedy = "Use other shares or another seed." if splits else "Set the study key `splits: {hash: [.7, .15, .15]}`."
+            remedy = (
+                "Use other shares or another seed." if splits else "Set the study key `splits: {hash: [.7, .15, .15]}`."
+            )
             raise InputError(f"the split {split!r} is empty. {remedy}")
     return table.sort("subject_id")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import GPT2Config, GPT2LMHeadModel
 
-SIZES = {"tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128}}
+SIZES: dict[str, dict[str, Any]] = {"tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128}}
 
 
-def build(size: str, vocabulary_size: int, context: int, special: dict[str, int]) -> GPT2LMHeadModel:
+def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> GPT2LMHeadModel:
     """A randomly initialised network with `context` learned positions."""
     config = GPT2Config(
         vocab_size=vocabulary_size,

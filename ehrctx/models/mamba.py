@@ -15,7 +15,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from ehrctx.models.ops.selective_scan import selective_scan
 
-SIZES = {"tiny": {"num_hidden_layers": 4, "hidden_size": 128, "state_size": 16}}
+SIZES: dict[str, dict[str, Any]] = {"tiny": {"num_hidden_layers": 4, "hidden_size": 128, "state_size": 16}}
 
 
 def depthwise_causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def depthwise_causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Ten
 class ScanMixer(nn.Module):
     """transformers' MambaMixer (same parameters) on the chunked scan; training and evaluation alike, no cache."""
 
-    def __init__(self, mixer: nn.Module) -> None:
+    def __init__(self, mixer: Any) -> None:
         super().__init__()
         self.in_proj, self.x_proj, self.dt_proj = mixer.in_proj, mixer.x_proj, mixer.dt_proj
         self.conv1d, self.out_proj = mixer.conv1d, mixer.out_proj
@@ -42,7 +42,7 @@ class ScanMixer(nn.Module):
         self.rank, self.state = int(mixer.time_step_rank), int(mixer.ssm_state_size)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """hidden_states [batch, length, hidden] -> [batch, length, hidden]; causal, so right padding changes nothing."""
+        """hidden_states [batch, length, hidden] -> the same shape; causal, so right padding changes nothing."""
         u, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
         u = F.silu(depthwise_causal_convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias))
         step, b, c = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
@@ -53,12 +53,13 @@ class ScanMixer(nn.Module):
 
 def use_our_scan(network: MambaForCausalLM) -> MambaForCausalLM:
     """Replaces every mixer by ours, in place; the parameters are the same objects."""
+    block: Any
     for block in network.backbone.layers:
         block.mixer = ScanMixer(block.mixer)
     return network
 
 
-def build(size: str, vocabulary_size: int, context: int, special: dict[str, int]) -> MambaForCausalLM:
+def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> MambaForCausalLM:
     """A randomly initialised network; Mamba has no positions, so `context` shapes nothing."""
     config = MambaConfig(
         vocab_size=vocabulary_size, expand=2, use_cache=False, tie_word_embeddings=True, **SIZES[size], **special

@@ -6,9 +6,10 @@ are gathered at the last real token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,9 +23,9 @@ from ehrctx.study import ModelId
 from ehrctx.timelines.spec import BOS, EOS
 
 # No pad_token_id: transformers would ask for a padding mask, which right padding makes needless.
-SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS}
-BUILDERS = {"gpt": gpt.build, "mamba": mamba.build}
-CLASSES = {"gpt2": GPT2LMHeadModel, "mamba": MambaForCausalLM}
+SPECIAL: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": EOS}
+BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"gpt": gpt.build, "mamba": mamba.build}
+CLASSES: dict[str, Any] = {"gpt2": GPT2LMHeadModel, "mamba": MambaForCausalLM}
 
 
 class TimelineModel(nn.Module):
@@ -48,7 +49,7 @@ class TimelineModel(nn.Module):
         limit = self.context_limit
         if limit is not None and tokens.shape[1] > limit:
             raise InputError(
-                f"a window of {tokens.shape[1]:,} tokens is longer than the {limit:,} positions that this model learned. "
+                f"a window of {tokens.shape[1]:,} tokens is longer than the {limit:,} positions this model learned. "
                 f"Use a context length of at most {limit:,}."
             )
         return self.network.base_model(input_ids=tokens, use_cache=False).last_hidden_state

@@ -83,7 +83,8 @@ class TrainingBatches:
 
     def _plan(self) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]], int]]:
         """Every step as (index, [(subjects, starts)], draws), without cutting windows."""
-        step, taken, pool, current = 0, 0, 0, []
+        step, taken, pool = 0, 0, 0
+        current: list[tuple[np.ndarray, np.ndarray]] = []
         while True:
             for subjects, starts, lengths in self.pool(pool):
                 n = int(lengths.sum())

@@ -1,8 +1,8 @@
 """`ehrctx pretrain`: one model, from a store of timelines to weights, resumable at any moment.
 
-Checkpoints lie outside the artefact, since Snakemake deletes the declared outputs of an interrupted job, and the last one
-is kept: a training that ended just as the workflow was killed is not done again. A run that is killed and started again
-ends with the same weights, bit for bit, on CPU.
+Checkpoints lie outside the artefact, since Snakemake deletes the declared outputs of an interrupted job, and the last
+one is kept: a training that ended just as the workflow was killed is not done again. A run that is killed and started
+again ends with the same weights, bit for bit, on CPU.
 """
 
 from __future__ import annotations
@@ -168,8 +168,11 @@ def pretrain(
                 precision=precision,
                 logger=list(loggers),
                 callbacks=[
-                    _Validation(), _Checkpoint(checkpoints, settings.checkpoint_seconds), _Progress(model_name), *callbacks
-                ],  # fmt: skip
+                    _Validation(),
+                    _Checkpoint(checkpoints, settings.checkpoint_seconds),
+                    _Progress(model_name),
+                    *callbacks,
+                ],
                 log_every_n_steps=max(1, batches.n_steps // 200),
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -200,6 +203,8 @@ def pretrain(
             "validation": progress["validation"],
             "device": accelerator,
         }
-        with new_artifact(out, KIND, identity | {"threads": settings.threads}, {"timelines": timelines}, facts) as folder:
+        with new_artifact(
+            out, KIND, identity | {"threads": settings.threads}, {"timelines": timelines}, facts
+        ) as folder:
             save_model(model, folder)
     return facts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.sparse import csr_matrix
 
@@ -20,7 +22,7 @@ def count_features(timelines: Timelines, subjects: np.ndarray, times: np.ndarray
     rows_data: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(subjects)
     rows_columns: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(subjects)
     bounds = np.flatnonzero(np.diff(subjects, prepend=-2, append=-2))
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         subject = int(subjects[first])
         tokens = timelines.tokens[timelines.offsets[subject] : timelines.offsets[subject + 1]]
         visible = timelines.visible(subject, times[first:last])

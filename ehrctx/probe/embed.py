@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:
 def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray) -> Iterator[Pass]:
     """The passes that give every row its state. `subjects` are store positions in order, `times` datetime64[n]."""
     bounds = np.flatnonzero(np.diff(subjects, prepend=-2, append=-2))
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         subject = int(subjects[first])
         rows = np.arange(first, last)
         visible = windows.timelines.visible(subject, times[first:last])

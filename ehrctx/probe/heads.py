@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from scipy.sparse import spmatrix
@@ -18,7 +19,7 @@ from sklearn.preprocessing import MaxAbsScaler
 
 from ehrctx.study import Probe
 
-Features = np.ndarray | spmatrix
+Features: TypeAlias = np.ndarray | spmatrix
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class FittedProbe:
 def fit_probe(
     train: Features, y_train: np.ndarray, tuning: Features, y_tuning: np.ndarray, settings: Probe
 ) -> FittedProbe:
-    """The probe of the study. `train` must hold both classes; if `tuning` does not, the middle C of the grid is taken."""
+    """The study's probe. `train` must hold both classes; if `tuning` does not, the middle C of the grid is taken."""
     scaler = MaxAbsScaler().fit(train)
     x_train, x_tuning = scaler.transform(train), scaler.transform(tuning)
     grid = sorted(settings.regularization)

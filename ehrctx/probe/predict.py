@@ -20,7 +20,7 @@ from ehrctx.timelines.store import Timelines
 
 KIND = "predictions"
 HEAD = "logistic_regression"
-PREDICTIONS = {
+PREDICTIONS: dict[str, Any] = {
     "task": pl.String,
     "model": pl.String,
     "head": pl.String,
@@ -35,7 +35,13 @@ PREDICTIONS = {
 
 
 def _task_predictions(
-    task: str, model: str, labels: pl.DataFrame, index: pl.DataFrame, features: Features, splits: pl.DataFrame, probe: Probe
+    task: str,
+    model: str,
+    labels: pl.DataFrame,
+    index: pl.DataFrame,
+    features: Features,
+    splits: pl.DataFrame,
+    probe: Probe,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Predictions for the tuning and held-out labels of one task, and how its probe was fitted."""
     placed = (
@@ -54,7 +60,9 @@ def _task_predictions(
     fitted = fit_probe(x["train"], y["train"], x["tuning"], y["tuning"], probe)
     facts |= {"C": fitted.c, "tuning_auroc": fitted.tuning_auroc, "converged": fitted.converged}
     predicted = [
-        rows[s].with_columns(p=pl.Series(fitted.predict(x[s]), dtype=pl.Float64)) for s in ("tuning", "held_out") if len(y[s])
+        rows[s].with_columns(p=pl.Series(fitted.predict(x[s]), dtype=pl.Float64))
+        for s in ("tuning", "held_out")
+        if len(y[s])
     ]
     constants = {"task": task, "model": model, "head": HEAD, "k": "all"}
     return pl.concat(predicted).with_columns(

@@ -79,7 +79,9 @@ def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) ->
     )
 
 
-def label_table(labels: dict[str, pl.DataFrame], splits: pl.DataFrame, estimable: dict[str, str | None]) -> pl.DataFrame:
+def label_table(
+    labels: dict[str, pl.DataFrame], splits: pl.DataFrame, estimable: dict[str, str | None]
+) -> pl.DataFrame:
     """(task, split, n, n_positive, n_subjects, note); the note says why a task has no scores."""
     rows = []
     for task, frame in labels.items():
@@ -101,7 +103,16 @@ def label_table(labels: dict[str, pl.DataFrame], splits: pl.DataFrame, estimable
 
 def model_table(folders: Sequence[Path]) -> pl.DataFrame:
     """(model, arch, context, parameters, tokens, seconds, tokens_per_second, real_token_share, …) of trained models."""
-    columns = ("arch", "context", "parameters", "tokens", "seconds", "tokens_per_second", "real_token_share", "subjects")
+    columns = (
+        "arch",
+        "context",
+        "parameters",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "real_token_share",
+        "subjects",
+    )
     rows = []
     for folder in folders:
         manifest = read_manifest(folder, MODEL)
@@ -133,10 +144,15 @@ def write_scores(
     for name, frame in frames.items():
         counts = [c for c in ("n", "n_positive", "n_subjects", "subjects") if c in frame.columns]
         with new_file(Path(out) / f"{name}.csv") as partial:
-            frame.with_columns([mask(pl.col(c), privacy).alias(c) for c in counts]).write_csv(partial, float_precision=6)
+            frame.with_columns([mask(pl.col(c), privacy).alias(c) for c in counts]).write_csv(
+                partial, float_precision=6
+            )
     provenance = {
         "statistics": statistics.model_dump(),
-        "inputs": {f"{p.parent.name}/{p.name}": fingerprint(p) for p in (*predictions, *models, Path(labels_folder), Path(splits_file))},
+        "inputs": {
+            f"{p.parent.name}/{p.name}": fingerprint(p)
+            for p in (*predictions, *models, Path(labels_folder), Path(splits_file))
+        },
     }
     with new_file(Path(out) / "provenance.json") as partial:
         partial.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")

@@ -24,15 +24,15 @@ COUNTS = ("n", "n_positive", "n_subjects", "subjects")
 
 
 def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
-    """scores, differences, labels and models, as `ehrctx score` wrote them; counts are text, since small ones are masked."""
+    """The tables that `ehrctx score` wrote, by name; counts are text, since small ones are masked."""
     tables = {}
     for name in ("scores", "differences", "labels", "models"):
         file = Path(folder) / f"{name}.csv"
         if not file.is_file():
             raise InputError(f"{file} is missing. Run `ehrctx score` first.")
-        texts = dict.fromkeys((*COUNTS, "k", "note"), pl.String)
-        numbers = dict.fromkeys(("value", "lower", "upper"), pl.Float64)
-        tables[name] = pl.read_csv(file, schema_overrides=texts | numbers)
+        types: dict[str, Any] = dict.fromkeys((*COUNTS, "k", "note"), pl.String)
+        types |= dict.fromkeys(("value", "lower", "upper"), pl.Float64)
+        tables[name] = pl.read_csv(file, schema_overrides=types)
     return tables
 
 
@@ -49,7 +49,13 @@ def _validation_curves(models: list[Path]) -> pl.DataFrame:
         manifest = read_manifest(folder, MODEL)
         facts = manifest["facts"]
         rows += [
-            {"model": manifest["settings"]["model"], "arch": facts["arch"], "context": facts["context"], "tokens": t, "loss": loss}
+            {
+                "model": manifest["settings"]["model"],
+                "arch": facts["arch"],
+                "context": facts["context"],
+                "tokens": t,
+                "loss": loss,
+            }
             for t, loss in facts["validation"]
         ]
     return pl.DataFrame(rows)
@@ -76,7 +82,7 @@ def _score_rows(tables: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
 def write_report(
     folder: Path, models: list[Path], timelines: Path, summary_file: Path, study: dict[str, Any], out: Path
 ) -> None:
-    """Writes the page `out` from the tables in `folder`, the models' and timelines' manifests and the events' summary."""
+    """Writes the page `out` from the tables in `folder`, the manifests of models and timelines, and the summary."""
     tables = read_tables(folder)
     tasks = tables["labels"]["task"].unique(maintain_order=True).to_list()
     conclusions = {

@@ -71,4 +71,3 @@ def load_definition(name_or_path: str) -> Definition:
 def task_name(name_or_path: str) -> str:
     """The name of a task as it appears in tables: its definition's `task`."""
     return load_definition(name_or_path).task
-

@@ -34,9 +34,7 @@ def limit_times(labels: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     times = labels.select("subject_id", "prediction_time").unique(maintain_order=True)
     keys = times.select("subject_id", pl.col("prediction_time").dt.epoch("us"))
     rank = pl.Series([_priority(s, t, seed) for s, t in keys.iter_rows()], dtype=pl.UInt64)
-    kept = times.with_columns(_priority=rank).filter(
-        pl.col("_priority").rank("ordinal").over("subject_id") <= limit
-    )
+    kept = times.with_columns(_priority=rank).filter(pl.col("_priority").rank("ordinal").over("subject_id") <= limit)
     return labels.join(kept.drop("_priority"), on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
 
 
@@ -56,7 +54,9 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
             needed = ("admission", "discharge") if isinstance(definition, Stay) else ("discharge",)
             for key in needed:
                 if not getattr(profile, key):
-                    raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
+                    raise InputError(
+                        f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it."
+                    )
     codes = read_codes(dataset)
     facts: dict[str, Any] = {}
     settings = {
@@ -93,5 +93,3 @@ def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
     """The label files of a finished folder, by task, in the study's order."""
     manifest = read_manifest(folder, KIND)
     return {task: pl.read_parquet(Path(folder) / f"{task}.parquet") for task in manifest["facts"]}
-
-

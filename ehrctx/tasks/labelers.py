@@ -7,6 +7,7 @@ for laboratory tasks), in order of subject and time, and count what they left ou
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import polars as pl
 
@@ -15,7 +16,7 @@ from ehrctx.events.profile import DatasetProfile
 from ehrctx.tasks.definition import Definition, Diagnosis, Laboratory, Stay
 from ehrctx.tasks.visits import hospital_stays
 
-LABEL_SCHEMA = {
+LABEL_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
     "prediction_time": pl.Datetime("us"),
     "boolean_value": pl.Boolean,

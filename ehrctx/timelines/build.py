@@ -38,10 +38,10 @@ def _split_shards(
 
 def _clock(events: pl.DataFrame, birth: str) -> pl.DataFrame:
     """(subject_id, origin, born) of each subject of a shard."""
-    return events.group_by("subject_id", maintain_order=True).agg(
-        _birth=pl.col("time").filter(pl.col("code") == birth).min(), _first=pl.col("time").min()
-    ).select(
-        "subject_id", origin=pl.coalesce("_birth", "_first"), born=pl.col("_birth").is_not_null()
+    return (
+        events.group_by("subject_id", maintain_order=True)
+        .agg(_birth=pl.col("time").filter(pl.col("code") == birth).min(), _first=pl.col("time").min())
+        .select("subject_id", origin=pl.coalesce("_birth", "_first"), born=pl.col("_birth").is_not_null())
     )
 
 
@@ -84,22 +84,23 @@ def _by_subject_id(subjects: np.ndarray, flat: dict[str, np.ndarray]) -> tuple[n
     return subjects[order], {k: flat[k][gather] for k in ("tokens", "seconds", "event")} | {"offsets": offsets}
 
 
-def build_timelines(data: Path, profile_file: Path, splits_file: Path, spec_file: Path, out: Path) -> dict[str, Any]:
+def build_timelines(data: Path, profile: str, splits_file: Path, tokenizer: str, out: Path) -> dict[str, Any]:
     """Fits the vocabulary on the train split, encodes every subject, and writes the store to the folder `out`.
 
+    `profile` and `tokenizer` are names of shipped files, or paths.
     Returns the facts of its manifest: vocabulary_size, subjects, tokens, events by outcome, coverage.
     """
     dataset = open_dataset(data)
-    profile = load(DatasetProfile, find_profile(str(profile_file)))
-    spec = load(TokenizerSpec, find_spec(str(spec_file)))
+    written_by = load(DatasetProfile, find_profile(profile))
+    spec = load(TokenizerSpec, find_spec(tokenizer))
     splits = read_splits(splits_file)
     descriptions = read_codes(dataset).select("code", "description")
     facts: dict[str, Any] = {"fitted_on": "train"}
     inputs = {"events": data, "splits": splits_file}
-    choices = {"tokenizer": spec.model_dump(), "profile": profile.model_dump()}
+    choices = {"tokenizer": spec.model_dump(), "profile": written_by.model_dump()}
     with new_artifact(out, KIND, choices, inputs, facts) as folder:
         entries, n_train, ids = [], 0, {}
-        for shard, events in _split_shards(dataset, profile, splits):
+        for shard, events in _split_shards(dataset, written_by, splits):
             train = events.filter(pl.col("split") == "train")
             entries.append(count_entries(train))
             n_train += train["subject_id"].n_unique()
@@ -113,11 +114,11 @@ def build_timelines(data: Path, profile_file: Path, splits_file: Path, spec_file
         encoder = Encoder.of(vocabulary, spec)
         outcomes: Counter[str] = Counter()
         parts, early, n_events = [], 0, 0
-        for _, events in _split_shards(dataset, profile, splits):
+        for _, events in _split_shards(dataset, written_by, splits):
             encoded, counts = encoder.encode(events)
             outcomes.update(counts)
             n_events += events.height
-            subjects, flat, before = _timelines_of(encoded, _clock(events, profile.birth))
+            subjects, flat, before = _timelines_of(encoded, _clock(events, written_by.birth))
             parts.append((subjects, flat))
             early += before
         subjects, arrays = _by_subject_id(

@@ -20,7 +20,9 @@ class TokenizerSpec(Config):
 
     name: str
     description: str = ""
-    ranking: Literal["entropy"] = Field("entropy", description="which entries fill the vocabulary: p ln p + (1-p) ln(1-p)")
+    ranking: Literal["entropy"] = Field(
+        "entropy", description="which entries fill the vocabulary: p ln p + (1-p) ln(1-p)"
+    )
     vocabulary_size: int = Field(39_818, gt=len(SPECIAL_TOKENS), description="the seven special tokens included")
     bins: int = Field(10, ge=1, description="weighted quantile bins of a numeric code")
     unknown: Literal["drop", "unk"] = Field("drop", description="what an event outside the vocabulary becomes")

@@ -48,9 +48,7 @@ class Timelines:
             name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in ("tokens", "seconds", "event", "offsets")
         }
-        return cls(
-            path=path, subjects=np.load(path / "subjects.npy", allow_pickle=False), manifest=manifest, **arrays
-        )
+        return cls(path=path, subjects=np.load(path / "subjects.npy", allow_pickle=False), manifest=manifest, **arrays)
 
     @property
     def vocabulary_size(self) -> int:

@@ -44,7 +44,9 @@ class Encoder:
             .with_row_index("group")
             .select("code", pl.col("unit").fill_null(""), "group")
         )
-        placed = numbers.with_columns(pl.col("unit").fill_null("")).join(groups, on=["code", "unit"], maintain_order="left")
+        placed = numbers.with_columns(pl.col("unit").fill_null("")).join(
+            groups, on=["code", "unit"], maintain_order="left"
+        )
         per_group = placed.group_by("group", maintain_order=True).agg("lower", "upper", "token")
         width = 2 * int(placed.group_by("group").len()["len"].max() or 0)  # type: ignore[arg-type]
         edges = np.full((groups.height, width), np.inf, dtype=np.float32)

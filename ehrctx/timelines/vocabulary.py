@@ -1,7 +1,7 @@
 """Fitting the CLMBR vocabulary on the train split: which codes, texts and value bins become tokens.
 
-Every event of a subject weighs 1 / (n_subjects x n_events_of_that_subject), so each subject counts the same. An entry is
-a code without a value, a (code, text), or one of the quantile bins of a (code, unit). Entries are ranked by
+Every event of a subject weighs 1 / (n_subjects x n_events_of_that_subject), so each subject counts the same. An entry
+is a code without a value, a (code, text), or one of the quantile bins of a (code, unit). Entries are ranked by
 p ln p + (1 - p) ln(1 - p), p their weight; the smallest come first (context-clues: CLMBR, femr 0.1.16).
 
 Two differences from the reference, on purpose: quantiles are exact where it draws a reservoir of 10,000 values, and a
@@ -12,6 +12,7 @@ merge in any order.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ import polars as pl
 from ehrctx.errors import InputError
 from ehrctx.timelines.spec import SPECIAL_TOKENS, TokenizerSpec
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "token": pl.UInt32,
     "kind": pl.String,
     "code": pl.String,
@@ -94,7 +95,9 @@ def _bins_of(numbers: pl.DataFrame, bins: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema).with_columns(kind=pl.lit("number"))
 
 
-def fit_vocabulary(entries: pl.DataFrame, n_subjects: int, spec: TokenizerSpec, descriptions: pl.DataFrame) -> pl.DataFrame:
+def fit_vocabulary(
+    entries: pl.DataFrame, n_subjects: int, spec: TokenizerSpec, descriptions: pl.DataFrame
+) -> pl.DataFrame:
     """The vocabulary (see SCHEMA), special tokens first, from the merged `entries` of `n_subjects` train subjects.
 
     `descriptions` is (code, description). Raises InputError if no event can become a token.
@@ -107,9 +110,7 @@ def fit_vocabulary(entries: pl.DataFrame, n_subjects: int, spec: TokenizerSpec, 
         pl.concat([plain, _bins_of(numbers, spec.bins)], how="diagonal_relaxed")
         .with_columns(weight=(pl.col("weight") / n_subjects).clip(1e-300, 1.0))
         .with_columns(_rest=(1 - pl.col("weight")).clip(1e-300, 1.0))
-        .with_columns(
-            _rank=pl.col("weight") * pl.col("weight").log() + pl.col("_rest") * pl.col("_rest").log()
-        )
+        .with_columns(_rank=pl.col("weight") * pl.col("weight").log() + pl.col("_rest") * pl.col("_rest").log())
     )
     # rounded, so that sums in another order cannot swap two equal entries
     ranked = ranked.sort(pl.col("_rank").round_sig_figs(12), "kind", "code", "unit", "text", "lower")

@@ -66,7 +66,7 @@ class Windows:
         return subjects[which], nth * room[which]
 
     def history(self, subject: int, visible: int) -> np.ndarray:
-        """The window that ends with the subject's `visible`-th token, the most recent tokens kept; int64[<= context]."""
+        """The window that ends with the subject's `visible`-th token, most recent tokens kept; int64[<= context]."""
         prefix = self._prefix(subject)
         body = self._body(subject)[: visible - len(prefix)]
         room = int(self.room(np.array([subject]))[0])
