@@ -205,7 +205,14 @@ def validate(model: type[C], values: Any, source: str) -> C:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        found = [_sentence(model, e) for e in error.errors()]
+        errors = error.errors()
+        deeper = [e["loc"] for e in errors]
+        errors = [
+            e
+            for e in errors
+            if e["type"] != "too_short" or not any(d != e["loc"] and d[: len(e["loc"])] == e["loc"] for d in deeper)
+        ]
+        found = [_sentence(model, e) for e in errors]
         raise InputError(f"{source}: {'; '.join(dict.fromkeys(found))}") from None
 
 

@@ -6,8 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import polars as pl
 import pytest
+
+# The same examples on every run and every machine.
+hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("deterministic")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COHORT_SUBJECTS = 300

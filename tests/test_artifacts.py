@@ -200,7 +200,10 @@ def test_exclusive_waits_for_its_holder_and_says_so(tmp_path):
     lock, done = tmp_path / "locks" / "scores", tmp_path / "done"
     with exclusive(lock, "writing scores"):
         waiting = subprocess.Popen(
-            [sys.executable, "-c", code, str(lock), str(done)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(lock), str(done)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert waiting.stderr.readline() == "Waiting: another process is writing scores.\n"
         done.touch()

@@ -173,9 +173,7 @@ def test_a_section_is_json_of_that_section_alone(tmp_path):
     assert settings(Pretraining, first.section("pretraining")) == first.pretraining
 
 
-@given(
-    st.sampled_from(["gpt", "mamba"]), st.integers(8, 10**6), st.one_of(st.none(), st.integers(0, 10**6))
-)
+@given(st.sampled_from(["gpt", "mamba"]), st.integers(8, 10**6), st.one_of(st.none(), st.integers(0, 10**6)))
 def test_model_id_is_read_back(arch, context, seed):
     text = f"{arch}-tiny-{context}" + ("" if seed is None else f"-s{seed}")
     parsed = ModelId.parse(text)

@@ -13,6 +13,7 @@ from ehrctx.events.meds import (
     Dataset,
     Violation,
     check_splits,
+    read_parquet,
     read_raw,
     subjects_in_two_shards,
     violations_of,
@@ -50,7 +51,7 @@ def check(dataset: Dataset) -> tuple[dict[str, Any], list[Violation]]:
         counts["text"] += raw["text_value"].count() if "text_value" in raw.columns else 0
     found += subjects_in_two_shards(dataset, subjects)
     if (dataset.root / SPLITS_FILE).is_file():
-        found += check_splits(pl.read_parquet(dataset.root / SPLITS_FILE), SPLITS_FILE.as_posix())
+        found += check_splits(read_parquet(dataset.root / SPLITS_FILE, SPLITS_FILE.as_posix()), SPLITS_FILE.as_posix())
     n = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
     share = {k: counts[k] / counts["events"] if counts["events"] else 0.0 for k in ("numeric", "text", "static")}
     summary = {

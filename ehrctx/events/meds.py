@@ -125,19 +125,26 @@ def violations_of(events: pl.DataFrame, file: str) -> list[Violation]:
     ]
 
 
-def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:
-    """One shard as it lies on disk."""
+def read_parquet(file: Path, name: str) -> pl.DataFrame:
+    """A parquet file; `name` is what errors call it."""
     try:
-        return pl.read_parquet(shard)
+        return pl.read_parquet(file)
     except (pl.exceptions.ComputeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{dataset.name_of(shard)} is not a readable parquet file ({reason}). Write it again."
-        ) from None
+        raise InputError(f"{name} is not a readable parquet file ({reason}). Write it again.") from None
+
+
+def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:
+    """One shard as it lies on disk."""
+    return read_parquet(shard, dataset.name_of(shard))
 
 
 def _unit(profile: DatasetProfile, columns: list[str]) -> pl.Expr:
-    stated = pl.col(profile.unit_column).cast(pl.String) if profile.unit_column else pl.lit(None, pl.String)
+    stated = (
+        pl.col(profile.unit_column).cast(pl.String).replace("", None)
+        if profile.unit_column
+        else pl.lit(None, pl.String)
+    )
     if not profile.unit_in_code:
         return stated
     segments = pl.col("code").str.split("//")
@@ -195,7 +202,7 @@ def read_codes(dataset: Dataset) -> pl.DataFrame:
     empty: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
     if not file.is_file():
         return pl.DataFrame(schema=empty)
-    codes = pl.read_parquet(file)
+    codes = read_parquet(file, CODES_FILE.as_posix())
     if "code" not in codes.columns:
         raise InputError(f"{CODES_FILE}: the column 'code' is missing. Write it as MEDS prescribes.")
     missing = [pl.lit(None, dtype).alias(name) for name, dtype in empty.items() if name not in codes.columns]

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import SPLITS, SPLITS_FILE, Dataset, check_splits, read_raw, violations_of
+from ehrctx.events.meds import SPLITS, SPLITS_FILE, Dataset, check_splits, read_parquet, read_raw, violations_of
 from ehrctx.study import HashSplits
 
 BUCKETS = 2**16
@@ -54,7 +54,7 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
             raise InputError(
                 f"{SPLITS_FILE} is missing. Write it, or set the study key `splits: {{hash: [.7, .15, .15]}}`."
             )
-        given = pl.read_parquet(file)
+        given = read_parquet(file, SPLITS_FILE.as_posix())
         problems = check_splits(given, SPLITS_FILE.as_posix())
         if problems:
             raise InputError(str(problems[0]))
@@ -81,7 +81,7 @@ def read_splits(path: Path) -> pl.DataFrame:
     """A table of splits that `subject_splits` made or a user wrote."""
     if not Path(path).is_file():
         raise InputError(f"no such file: {path}.")
-    table = pl.read_parquet(path)
+    table = read_parquet(path, str(path))
     problems = check_splits(table, str(path))
     if problems:
         raise InputError(str(problems[0]))

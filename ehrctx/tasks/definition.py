@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field
@@ -12,13 +12,14 @@ from ehrctx.errors import InputError, nearest
 from ehrctx.study import Config, find, load
 
 DEFINITIONS = Path(__file__).parent / "definitions"
+TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows")]
 Concepts = dict[str, tuple[str, ...]]
 
 
 class Stay(Config):
     """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
 
-    task: str
+    task: TaskName
     family: Literal["stay"]
     question: str
     source: str = ""
@@ -28,7 +29,7 @@ class Stay(Config):
 class Laboratory(Config):
     """Will a result be abnormal? Predicted one minute before it."""
 
-    task: str
+    task: TaskName
     family: Literal["laboratory"]
     question: str
     source: str = ""
@@ -42,7 +43,7 @@ class Laboratory(Config):
 class Diagnosis(Config):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
 
-    task: str
+    task: TaskName
     family: Literal["diagnosis"]
     question: str
     source: str = ""
@@ -61,9 +62,9 @@ def load_definition(name_or_path: str) -> Definition:
     path = find(name_or_path, DEFINITIONS, "task")
     try:
         family = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("family")
-    except (yaml.YAMLError, AttributeError):
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
         family = "stay"  # `load` below says what is wrong
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
     return load(FAMILIES[family], path)
 

@@ -16,7 +16,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels, load
-from ehrctx.tasks.definition import Laboratory, Stay, load_definition
+from ehrctx.tasks.definition import Laboratory, load_definition
 from ehrctx.tasks.labelers import label_shard
 
 KIND = "labels"
@@ -51,8 +51,7 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
         raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
     for definition in definitions:
         if not isinstance(definition, Laboratory):
-            needed = ("admission", "discharge") if isinstance(definition, Stay) else ("discharge",)
-            for key in needed:
+            for key in ("admission", "discharge"):
                 if not getattr(profile, key):
                     raise InputError(
                         f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it."
@@ -92,4 +91,7 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
 def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
     """The label files of a finished folder, by task, in the study's order."""
     manifest = read_manifest(folder, KIND)
-    return {task: pl.read_parquet(Path(folder) / f"{task}.parquet") for task in manifest["facts"]}
+    return {
+        task: pl.read_parquet(Path(folder) / f"{task}.parquet")
+        for task in (d["task"] for d in manifest["settings"]["tasks"])
+    }

@@ -60,7 +60,7 @@ def label_results(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataF
     )
     is_number = pl.col("numeric_value").is_finite().fill_null(False)
     is_text = (pl.col("text_value").str.len_bytes() > 0).fill_null(False)
-    value = pl.col("numeric_value").cast(pl.Float64).round_sig_figs(6) * pl.col("factor")
+    value = (pl.col("numeric_value").cast(pl.Float64) * pl.col("factor")).round_sig_figs(6)
     beyond = {
         "at_most": lambda threshold: value <= threshold,
         "below": lambda threshold: value < threshold,

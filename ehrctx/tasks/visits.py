@@ -11,7 +11,8 @@ def hospital_stays(events: pl.DataFrame, profile: DatasetProfile) -> pl.DataFram
     """(subject_id, admitted, discharged) of closed stays, in order; from the events of `read_shard`.
 
     A discharge belongs to the admission with the same `visit`; where the profile names no visit column, to the last
-    admission before it that has no discharge yet. Admissions without a discharge are left out: their end is unknown.
+    admission since the discharge before it, if there is one. Admissions without a discharge are left out: their end is
+    unknown.
     """
     marked = events.filter(pl.col("time").is_not_null()).select(
         "subject_id",
@@ -27,18 +28,13 @@ def hospital_stays(events: pl.DataFrame, profile: DatasetProfile) -> pl.DataFram
         closed = discharges.drop_nulls("visit").group_by("subject_id", "visit").agg(pl.col("discharged").max())
         stays = opened.join(closed, on=["subject_id", "visit"])
     else:
+        turns = marked.filter(pl.col("opens") | pl.col("closes"))
         stays = (
-            admissions.sort("admitted")
-            .join_asof(
-                discharges.sort("discharged"),
-                left_on="admitted",
-                right_on="discharged",
-                by="subject_id",
-                strategy="forward",
+            turns.with_columns(
+                admitted=pl.col("time").shift(1).over("subject_id"), _opened=pl.col("opens").shift(1).over("subject_id")
             )
-            .drop_nulls("discharged")
-            .group_by("subject_id", "discharged")
-            .agg(pl.col("admitted").max())
+            .filter(pl.col("closes") & pl.col("_opened"))
+            .select("subject_id", "admitted", discharged="time")
         )
     return (
         stays.filter(pl.col("discharged") >= pl.col("admitted"))

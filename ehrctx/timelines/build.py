@@ -41,7 +41,9 @@ def _clock(events: pl.DataFrame, birth: str) -> pl.DataFrame:
     return (
         events.group_by("subject_id", maintain_order=True)
         .agg(_birth=pl.col("time").filter(pl.col("code") == birth).min(), _first=pl.col("time").min())
-        .select("subject_id", origin=pl.coalesce("_birth", "_first"), born=pl.col("_birth").is_not_null())
+        .select(
+            "subject_id", origin=pl.coalesce("_birth", "_first").dt.truncate("1s"), born=pl.col("_birth").is_not_null()
+        )
     )
 
 

@@ -115,7 +115,7 @@ def fit_vocabulary(
     # rounded, so that sums in another order cannot swap two equal entries
     ranked = ranked.sort(pl.col("_rank").round_sig_figs(12), "kind", "code", "unit", "text", "lower")
     kept = ranked.head(spec.vocabulary_size - len(SPECIAL_TOKENS)).join(
-        descriptions.unique("code"), on="code", how="left", maintain_order="left"
+        descriptions.unique("code", keep="first", maintain_order=True), on="code", how="left", maintain_order="left"
     )
     specials = pl.DataFrame({"kind": ["special"] * len(SPECIAL_TOKENS), "code": SPECIAL_TOKENS})
     return (

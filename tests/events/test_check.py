@@ -27,7 +27,9 @@ def events_of(*subjects, seed=0):
             time = datetime.fromordinal(datetime(1950, 1, 1).toordinal() + day)
             rows.append((subject, time, f"C{rng.integers(0, 30)}", number, text))
     schema = ["subject_id", "time", "code", "numeric_value", "text_value"]
-    return pl.DataFrame(rows, schema=schema, orient="row").cast({"time": pl.Datetime("us"), "numeric_value": pl.Float32})
+    return pl.DataFrame(rows, schema=schema, orient="row").cast(
+        {"time": pl.Datetime("us"), "numeric_value": pl.Float32}
+    )
 
 
 def plain_count(frames):

@@ -1,4 +1,4 @@
-"""Reading MEDS: both spellings, the total order, units; every broken rule with its file and row, never with a subject."""
+"""Reading MEDS: both spellings, the total order, units; broken rules by file and row, never by subject."""
 
 from datetime import datetime, timedelta
 
@@ -13,6 +13,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset, read_codes, read_raw, read_shard, violations_of
 from ehrctx.events.profile import DatasetProfile
+from ehrctx.events.splits import read_splits, subject_splits
 
 SECRET = 987654321  # no message may hold it
 PLAIN = DatasetProfile(name="plain")
@@ -142,7 +143,10 @@ def test_only_the_first_rows_are_named_and_the_rest_counted():
         (lambda f: f.cast({"subject_id": pl.Float64}), "the column 'subject_id' is Float64, expected an integer"),
         (lambda f: f.cast({"time": pl.String}), "the column 'time' is String, expected a date-time"),
         (lambda f: f.cast({"time": pl.Date}), "the column 'time' is Date, expected a date-time"),
-        (lambda f: f.with_columns(pl.col("time").dt.replace_time_zone("UTC")), "expected a date-time without time zone"),
+        (
+            lambda f: f.with_columns(pl.col("time").dt.replace_time_zone("UTC")),
+            "expected a date-time without time zone",
+        ),
         (lambda f: f.with_columns(code=pl.lit(3)), "the column 'code' is Int32, expected a string"),
         (lambda f: f.cast({"numeric_value": pl.String}), "the column 'numeric_value' is String, expected a number"),
         (lambda f: f.with_columns(text_value=pl.lit(1.0)), "the column 'text_value' is Float64, expected a string"),
@@ -160,7 +164,7 @@ def test_wrong_columns_are_reported(write_meds, tmp_path, change, words):
     assert str(SECRET) not in str(caught.value) + str(found[0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(
@@ -219,6 +223,10 @@ def test_truncated_metadata_is_an_input_error(write_meds, tmp_path, name):
     dataset = open_dataset(folder)
     with pytest.raises(InputError, match=rf"{name}\.parquet is not a readable parquet file"):
         read_codes(dataset) if name == "codes" else check(dataset)
+    if name == "subject_splits":
+        for read in (lambda: subject_splits(dataset, None), lambda: read_splits(file)):
+            with pytest.raises(InputError, match=r"subject_splits\.parquet is not a readable parquet file"):
+                read()
 
 
 def test_no_such_folder_and_empty_folder(tmp_path):
@@ -266,7 +274,7 @@ def test_date_only_codes_move_to_the_days_end_and_are_sorted_again(write_meds, t
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.integers(1, 3), st.one_of(st.none(), st.integers(0, 60)), st.sampled_from(["A", "DATE", "C"])),
@@ -279,10 +287,10 @@ def test_total_order_against_a_stable_sort(write_meds, tmp_path_factory, rows):
         return (row[0], row[1] is not None, row[1] or 0)
 
     rows = sorted(rows, key=key)  # as MEDS asks for; hours since the first day
-    events = frame([(s, None if h is None else at(1) + timedelta(hours=h), c, float(i)) for i, (s, h, c) in enumerate(rows)])
-    read = read_one(
-        write_meds, tmp_path_factory.mktemp("order"), events, DatasetProfile(name="p", date_only=("DATE",))
+    events = frame(
+        [(s, None if h is None else at(1) + timedelta(hours=h), c, float(i)) for i, (s, h, c) in enumerate(rows)]
     )
+    read = read_one(write_meds, tmp_path_factory.mktemp("order"), events, DatasetProfile(name="p", date_only=("DATE",)))
     known = []
     for i, (subject, hour, code) in enumerate(rows):
         time = None if hour is None else at(1) + timedelta(hours=hour)
@@ -295,7 +303,9 @@ def test_total_order_against_a_stable_sort(write_meds, tmp_path_factory, rows):
 
 
 def test_units_come_from_the_column_and_from_the_code(write_meds, tmp_path):
-    rows = [(1, at(1), code, 1.0) for code in ("LAB//5//mEq/L", "LAB//5//UNK", "LAB//5", "VITAL//5//mmHg", "LAB//6//g/dL")]
+    rows = [
+        (1, at(1), code, 1.0) for code in ("LAB//5//mEq/L", "LAB//5//UNK", "LAB//5", "VITAL//5//mmHg", "LAB//6//g/dL")
+    ]
     events = frame(rows, unit=[None, None, None, None, "mg/dL"])
     column = DatasetProfile(name="p", unit_column="unit")
     suffix = DatasetProfile(name="p", unit_in_code=("LAB//*",))

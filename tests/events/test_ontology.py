@@ -1,7 +1,7 @@
 """From concepts to a data set's codes: by name, through parents, by ICD prefix."""
 
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrctx.events.ontology import codes_of
@@ -39,7 +39,9 @@ def test_through_parents_over_several_levels():
 
 
 def test_icd_codes_are_prefixes_with_and_without_dots():
-    used = pl.Series(["ICD10CM/I21.4", "ICD10CM/I214", "ICD10CM/I21", "ICD10CM/I2", "ICD10CM/XI21", "ICD9CM/I21", "I21"])
+    used = pl.Series(
+        ["ICD10CM/I21.4", "ICD10CM/I214", "ICD10CM/I21", "ICD10CM/I2", "ICD10CM/XI21", "ICD9CM/I21", "I21"]
+    )
     both = {"ICD10CM/I21.4", "ICD10CM/I214"}
     assert codes_of({"ICD10CM": ("I21",)}, used, metadata({})) == both | {"ICD10CM/I21"}
     assert codes_of({"ICD10CM": ("I21.4",)}, used, metadata({})) == both
@@ -62,8 +64,9 @@ def test_cycles_end():
     assert codes_of({"A": ("4",)}, used, codes) == {"A/4"}
 
 
-@settings(deadline=None)
-@given(st.dictionaries(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3)), st.sets(st.integers(0, 9), max_size=3))
+@given(
+    st.dictionaries(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3)), st.sets(st.integers(0, 9), max_size=3)
+)
 def test_against_a_depth_first_search(graph, wanted):
     used = pl.Series([f"S/{i}" for i in range(0, 10, 2)])
     codes = metadata({f"S/{c}": [f"S/{p}" for p in above] for c, above in graph.items()})

@@ -20,7 +20,9 @@ SECRET = 987654321
 
 
 def events_of(*subjects):
-    return pl.DataFrame({"subject_id": subjects, "time": [datetime(2020, 1, 1)] * len(subjects), "code": ["A"] * len(subjects)})
+    return pl.DataFrame(
+        {"subject_id": subjects, "time": [datetime(2020, 1, 1)] * len(subjects), "code": ["A"] * len(subjects)}
+    )
 
 
 @pytest.mark.parametrize(("seed", "held_out"), [(0, 0.15), (97, 0.3), (3, 0.5)])

@@ -27,7 +27,7 @@ def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=["gpt", "mamba"])
 def pair(request):
-    """Our model, and transformers' own class with the same weights; larger than at random start, so that errors show."""
+    """Our model, and transformers' own class with the same weights; larger than at random start, to show errors."""
     model = build_model(ModelId.parse(f"{request.param}-tiny-{CONTEXT}"), VOCABULARY, seed=3).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_a_folder_without_safetensors_is_refused(pair, tmp_path):
 def test_an_unknown_kind_of_model_is_refused(tmp_path):
     LlamaConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match="'llama'.*gpt2, mamba"):
+    with pytest.raises(InputError, match=r"'llama'.*gpt2, mamba"):
         load_model(tmp_path)
 
 

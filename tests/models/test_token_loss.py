@@ -33,7 +33,9 @@ def reference(
     return value.detach(), *torch.autograd.grad(scale * value, (s, w))
 
 
-def ours(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
+def ours(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, scale: float = 1.0
+) -> tuple[torch.Tensor, ...]:
     s, w = states.clone().requires_grad_(), weight.clone().requires_grad_()
     value = token_loss(s, w, targets)
     return value.detach(), *torch.autograd.grad(scale * value, (s, w))
@@ -54,8 +56,10 @@ def test_value_and_gradients_are_those_of_cross_entropy(monkeypatch, n, scale):
     torch.testing.assert_close(grad_weight.double(), wanted_weight, atol=2e-6, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(n=st.integers(1, 40), chunk=st.integers(1, 45), seed=st.integers(0, 1000), scale=st.sampled_from([0.1, 1.0, 5.0]))
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 40), chunk=st.integers(1, 45), seed=st.integers(0, 1000), scale=st.sampled_from([0.1, 1.0, 5.0])
+)
 def test_the_chunk_length_changes_nothing(n, chunk, seed, scale):
     inputs = draw(n, seed, scale)
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,7 +73,7 @@ def _vocabulary(subjects, bins, size):
     for (code, unit), weighted in numbers.items():
         edges = [-math.inf, *_edges(weighted, bins), math.inf]
         share = sum(w for _, w in weighted) / bins
-        for lower, upper in zip(edges[:-1], edges[1:], strict=True):
+        for lower, upper in pairwise(edges):
             count = sum(lower <= value < upper for value, _ in weighted)
             assert count > 0
             entry = {"kind": "number", "code": code, "unit": unit, "text": None, "lower": lower, "upper": upper}
@@ -139,6 +140,8 @@ def _random_events(seed, subjects=12, longest=40, microseconds=False, static=Tru
             if microseconds and (i or not born):
                 time += timedelta(microseconds=int(rng.choice([0, 1, 500_000, 999_999])))
             code = "MEDS_BIRTH" if born and not i else f"C{int(rng.integers(0, 9)) ** 2 // 9}"
+            if rng.random() < 0.05 and code != "MEDS_BIRTH":
+                code = f"RARE//{subject}"
             value = unit = text = None
             if code != "MEDS_BIRTH":
                 draw = rng.random()
@@ -167,7 +170,7 @@ def random_events():
 
 @pytest.fixture(scope="session")
 def events_frame():
-    """A function: rows of (subject_id, time, code, numeric_value, text_value, unit) as a frame; short rows are filled."""
+    """A function: rows of (subject_id, time, code, numeric_value, text_value, unit) as a frame, filled with nulls."""
 
     def frame(rows):
         return pl.DataFrame([(*r, *[None] * (6 - len(r))) for r in rows], schema=SCHEMA, orient="row")

@@ -24,7 +24,7 @@ def fit(events, spec, parts=1):
     return fit_vocabulary(merge_entries(entries), len(subjects), spec, NO_DESCRIPTIONS)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(-20, 20), st.integers(1, 6)), min_size=1, max_size=40, unique_by=lambda v: v[0]),
     st.integers(1, 12),

@@ -1,4 +1,4 @@
-"""Mamba's selective scan, chunked and recomputing, in plain torch.
+"""Mamba's selective scan, chunked and recomputing: the entry point, and the version in plain torch.
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t          (Gu & Dao 2023, eq. 2, Alg. 2)
 
@@ -6,15 +6,26 @@ Only the states at chunk boundaries are kept; the backward recomputes those insi
 instead of O(L), and the backward O(L) where transformers' loop is O(L^2). The layout has time outermost, then batch,
 state, and channels innermost, so that each step is one in-place `addcmul_` over contiguous rows. The closed form by
 ratios of cumulative sums is not used: it overflows to NaN for large delta.
+
+On CPU, numba kernels (`selective_scan_numba.py`) do the same 5-6 times faster; plain torch serves every other device
+and installations without numba.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("numba", "torch")
 
 # 16-64 are within 20 % of each other on CPU; 32 keeps a chunk of 8 x 512 x 256 x 16 below 70 MiB.
 CHUNK = 32
@@ -38,7 +49,7 @@ class _SelectiveScan(torch.autograd.Function):
     """Time-first tensors: u, delta [T, N, D]; a [S, D]; b, c [T, N, S]. Returns y [T, N, D]."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    def forward(ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, keep_boundaries: bool) -> Tensor:
         length, batch, channels = u.shape
         drive = delta * u
         y = torch.empty_like(u)
@@ -46,16 +57,18 @@ class _SelectiveScan(torch.autograd.Function):
         boundaries = []
         for start in range(0, length, CHUNK):
             chunk = slice(start, min(start + CHUNK, length))
-            boundaries.append(state)
+            if keep_boundaries:
+                boundaries.append(state)
             states = _states(*_decay_and_input(delta[chunk], a, b[chunk], drive[chunk]), state)
             torch.matmul(c[chunk].unsqueeze(2), states, out=y[chunk].unsqueeze(2))
             state = states[-1].clone()
-        ctx.save_for_backward(u, delta, a, b, c, torch.stack(boundaries))
+        if keep_boundaries:
+            ctx.save_for_backward(u, delta, a, b, c, torch.stack(boundaries))
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         u, delta, a, b, c, boundaries = ctx.saved_tensors
         length = len(u)
         drive = delta * u
@@ -83,10 +96,48 @@ class _SelectiveScan(torch.autograd.Function):
             grad_u[chunk] = grad_drive * delta[chunk]
             grad_delta[chunk] = torch.mul(grad_exponent, a, out=decay).sum(2) + grad_drive * u[chunk]
             grad_a += grad_exponent.mul_(delta[chunk].unsqueeze(2)).sum((0, 1))
-        return grad_u, grad_delta, grad_a, grad_b, grad_c
+        return grad_u, grad_delta, grad_a, grad_b, grad_c, None
 
 
-def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+def _torch_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    u, delta, b, c = (x.float().transpose(0, 1).contiguous() for x in (u, delta, b, c))
+    y = _SelectiveScan.apply(u, delta, a.float().t().contiguous(), b, c, torch.is_grad_enabled())
+    return (y + d.float() * u).transpose(0, 1)
+
+
+@cache
+def _numba_scan() -> Callable[..., Tensor] | None:
+    """The numba backend's entry point; None where numba does not work. Imported late: numba takes half a second."""
+    try:
+        return importlib.import_module("ehrctx.models.ops.selective_scan_numba").selective_scan
+    except (ImportError, OSError, RuntimeError) as error:  # missing, no LLVM library, no folder for compiled code
+        logger.info("selective scan: numba cannot be used (%s)", error)
+        return None
+
+
+def backend_for(device: torch.device) -> str:
+    """The backend that serves tensors on `device` best."""
+    return "numba" if device.type == "cpu" and _numba_scan() is not None else "torch"
+
+
+def _checked(backend: str, device: torch.device) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown selective-scan backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if backend == "numba" and device.type != "cpu":
+        raise ValueError(f"the numba backend runs on CPU only, not on {device}")
+    if backend == "numba" and _numba_scan() is None:
+        raise RuntimeError("the numba backend was asked for, but numba cannot be used here")
+    return backend
+
+
+@cache
+def _log_choice(backend: str, device_type: str) -> None:
+    logger.info("selective scan on %s: %s backend", device_type, backend)
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, *, backend: str | None = None
+) -> Tensor:
     """The scan, computed in float32 whatever autocast says.
 
     Args:
@@ -95,11 +146,13 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d:
         a: decay rates, negative [channels, state].
         b, c: input and output maps [batch, length, state].
         d: skip connection [channels].
+        backend: one of `BACKENDS`; by default the one `backend_for` the tensors' device.
 
     Returns:
         y [batch, length, channels], float32.
     """
+    backend = backend_for(u.device) if backend is None else _checked(backend, u.device)
+    _log_choice(backend, u.device.type)
+    scan = _numba_scan() if backend == "numba" else None
     with torch.autocast(device_type=u.device.type, enabled=False):
-        u, delta, b, c = (x.float().transpose(0, 1).contiguous() for x in (u, delta, b, c))
-        y = _SelectiveScan.apply(u, delta, a.float().t().contiguous(), b, c)
-        return (y + d.float() * u).transpose(0, 1)
+        return (scan or _torch_scan)(u, delta, a, b, c, d)

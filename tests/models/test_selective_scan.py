@@ -1,0 +1,164 @@
+"""Both backends of the selective scan against a float64 loop over time, whose gradients autograd computes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import ehrctx.models.ops.selective_scan as dispatch
+from ehrctx.models.ops.selective_scan import BACKENDS, backend_for, selective_scan
+
+NAMES = ("u", "delta", "a", "b", "c", "d")
+NUMBA_MODULE = "ehrctx.models.ops.selective_scan_numba"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    state = u.new_zeros(u.shape[0], u.shape[2], a.shape[1])
+    y = []
+    for t in range(u.shape[1]):
+        decay = torch.exp(delta[:, t, :, None] * a)
+        state = decay * state + (delta[:, t] * u[:, t]).unsqueeze(2) * b[:, t, None]
+        y.append((state * c[:, t, None]).sum(2) + d * u[:, t])
+    return torch.stack(y, 1)
+
+
+def inputs(length: int, channels: int, scale: float = 0.1, batch: int = 2, state: int = 5) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length * 1000 + channels)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    delta = scale * torch.rand(batch, length, channels, generator=generator)
+    a = -torch.arange(1.0, state + 1).repeat(channels, 1)
+    b, c = normal(batch, length, state), normal(batch, length, state)
+    return [normal(batch, length, channels), delta, a, b, c, normal(channels)]
+
+
+def output_and_gradients(scan_inputs: list[Tensor], backend: str | None) -> list[Tensor]:
+    """y and the six gradients of a random projection of y; backend None: the reference, in float64."""
+    leaves = [(x.double() if backend is None else x).clone().requires_grad_() for x in scan_inputs]
+    y = reference(*leaves) if backend is None else selective_scan(*leaves, backend=backend)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    (y * weights).sum().backward()
+    return [y.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(actual) == len(expected) == 1 + len(NAMES)
+    for name, ours, theirs in zip(("y", *NAMES), actual, expected, strict=True):
+        assert torch.isfinite(ours).all(), name
+        error = (ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)
+        assert error <= 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("length", "channels"), [(1, 3), (5, 70), (33, 70), (70, 200)])
+def test_output_and_gradients_equal_the_float64_loop(backend: str, length: int, channels: int) -> None:
+    case = inputs(length, channels)
+    assert_close(output_and_gradients(case, backend), output_and_gradients(case, None))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-4, 50.0])
+def test_extreme_step_sizes(backend: str, scale: float) -> None:
+    case = inputs(70, 6, scale)
+    assert_close(output_and_gradients(case, backend), output_and_gradients(case, None))
+
+
+def test_constant_large_steps_forget_everything() -> None:
+    case = inputs(33, 6)
+    case[1] = torch.full_like(case[1], 50.0)
+    for backend in BACKENDS:
+        assert all(torch.isfinite(x).all() for x in output_and_gradients(case, backend))
+
+
+def test_backends_agree_on_strided_and_half_precision_inputs() -> None:
+    u, delta, a, b, c, d = inputs(33, 70)
+    strided = [
+        u.transpose(1, 2).contiguous().transpose(1, 2),
+        delta.bfloat16(),
+        a,
+        *torch.cat([b, c], 2).split(5, 2),
+        d,
+    ]
+    numba_y, torch_y = (selective_scan(*strided, backend=x) for x in ("numba", "torch"))
+    assert numba_y.dtype == torch_y.dtype == torch.float32
+    torch.testing.assert_close(numba_y, torch_y, rtol=1e-5, atol=1e-5)
+
+
+def test_numba_does_not_depend_on_the_number_of_threads() -> None:
+    case = inputs(70, 300, batch=3)
+    one = output_and_gradients(case, "numba")
+    torch.set_num_threads(2)
+    two = output_and_gradients(case, "numba")
+    assert torch.get_num_threads() == 2
+    assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_not_hidden(backend: str) -> None:
+    for index, name in enumerate(NAMES):
+        case = inputs(20, 4)
+        case[index].view(-1)[0] = float("nan")
+        y, *_ = output_and_gradients(case, backend)
+        assert torch.isnan(y[0]).any(), name
+        assert torch.isfinite(y[1]).any(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients_the_output_is_the_same_and_has_no_graph(backend: str) -> None:
+    case = [x.requires_grad_() for x in inputs(33, 70)]
+    with torch.no_grad():
+        y = selective_scan(*case, backend=backend)
+    assert y.grad_fn is None
+    assert torch.equal(y, selective_scan(*case, backend=backend))
+
+
+def test_exponential_of_the_kernels() -> None:
+    exponential = importlib.import_module(NUMBA_MODULE).exp_float32
+    x = -torch.cat([torch.logspace(-8, 1, 500), torch.linspace(0, 87.3, 5000)])
+    actual = torch.tensor([float(exponential(v)) for v in x.numpy()], dtype=torch.float64)
+    assert (actual / x.double().exp() - 1).abs().max() <= 2e-7
+    assert exponential(torch.tensor(-1e4).numpy()[()]) == 0
+
+
+def test_unknown_backend_is_refused_with_the_known_names() -> None:
+    with pytest.raises(ValueError, match=r"'cuda'.*numba, torch"):
+        selective_scan(*inputs(1, 3), backend="cuda")
+
+
+def test_other_devices_use_torch() -> None:
+    assert backend_for(torch.device("cpu")) == "numba"
+    assert backend_for(torch.device("cuda")) == "torch"
+
+
+def test_without_numba_torch_takes_over(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, NUMBA_MODULE, raising=False)
+    dispatch._numba_scan.cache_clear()
+    dispatch._log_choice.cache_clear()
+    try:
+        case = inputs(5, 3)
+        with caplog.at_level(logging.INFO):
+            y = [selective_scan(*case) for _ in range(2)]
+        assert torch.equal(y[0], selective_scan(*case, backend="torch"))
+        assert [r.getMessage() for r in caplog.records].count("selective scan on cpu: torch backend") == 1
+        with pytest.raises(RuntimeError, match="numba"):
+            selective_scan(*case, backend="numba")
+    finally:
+        dispatch._numba_scan.cache_clear()
+        dispatch._log_choice.cache_clear()

@@ -1,0 +1,207 @@
+"""Shared-prefix embeddings against one window per row, cut by hand; and that nothing later leaks into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from ehrctx.errors import InputError
+from ehrctx.models.model import build_model, load_model
+from ehrctx.probe.embed import embed, embed_rows, plan_passes, prediction_times, read_embeddings
+from ehrctx.study import ModelId
+from ehrctx.tasks.label_sets import read_labels
+from ehrctx.timelines.spec import BOS
+from ehrctx.timelines.store import Timelines
+from ehrctx.timelines.windows import Windows
+
+VOCABULARY = 30
+ARCHITECTURES = ["gpt", "mamba"]
+MODELS = {arch: build_model(ModelId.parse(f"{arch}-tiny-24"), VOCABULARY, seed=1).eval() for arch in ARCHITECTURES}
+
+
+def window(store: Timelines, position: int, seen: list[int], context: int) -> list[int]:
+    """[BOS], the static prefix, the most recent of the other tokens that fit."""
+    n_static = int(store.subjects["n_static"][position])
+    timed = seen[n_static:]
+    room = context - 1 - n_static
+    return [BOS, *seen[:n_static], *timed[max(0, len(timed) - room) :]]
+
+
+@torch.no_grad()
+def last_state(model, tokens: list[int]) -> np.ndarray:
+    return model.states(torch.tensor([tokens]))[0, -1].numpy()
+
+
+def draw_rows(store: Timelines, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of subjects in order, at times around their events, fractions of seconds included."""
+    rng = np.random.default_rng(seed)
+    subjects = np.sort(rng.integers(0, len(store), size=n))
+    since = rng.integers(-2_000_000, 55_000_000, size=n)
+    whole = rng.random(n) < 0.5  # exactly at the second of an event, where <= matters
+    since = np.where(whole, since // 1_000_000 * 1_000_000, since)
+    return subjects, store.subjects["origin"][subjects] + since.astype("timedelta64[us]")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("context", [8, 16, 24])
+@pytest.mark.parametrize("batch_tokens", [1, 100])
+def test_each_row_is_the_last_state_of_its_own_window(random_timelines, seen_tokens, arch, context, batch_tokens):
+    store = random_timelines([0, 3, 12, 20, 45, 1, 23], seed=context)
+    subjects, times = draw_rows(store, 40, seed=context)
+    rows, passed = embed_rows(MODELS[arch], Windows(store, context), subjects, times, batch_tokens)
+    histories = [seen_tokens(store, s, t) for s, t in zip(subjects, times, strict=True)]
+    windows = [window(store, s, seen, context) for s, seen in zip(subjects, histories, strict=True)]
+    expected = np.stack([last_state(MODELS[arch], w) for w in windows])
+    np.testing.assert_allclose(rows, expected, atol=1e-4)
+    assert rows.dtype == np.float32
+    # shared: one pass for all histories of a subject that fit, one for each other distinct history
+    cost = 0
+    for subject in np.unique(subjects):
+        lengths = {len(h) for h, s in zip(histories, subjects, strict=True) if s == subject}
+        cost += max((1 + n for n in lengths if 1 + n <= context), default=0)
+        cost += context * sum(1 + n > context for n in lengths)
+    assert passed == cost
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@hypothesis_settings(max_examples=15)
+@given(data=st.data(), seed=st.integers(0, 10_000), context=st.integers(6, 24))
+def test_nothing_after_the_prediction_time_leaks(random_timelines, arch, data, seed, context):
+    """Other tokens, other times, more and fewer events after a time: the same embeddings up to it."""
+    timed = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
+    store = random_timelines(timed, seed)
+    cut = data.draw(st.integers(0, 50))
+    subjects, times = draw_rows(store, 12, seed)
+    rng = np.random.default_rng(seed)
+    parts = {"tokens": [], "seconds": []}
+    offsets = [0]
+    for i in range(len(store)):
+        lo, hi = int(store.offsets[i]), int(store.offsets[i + 1])
+        n_static = int(store.subjects["n_static"][i])
+        kept = n_static + int((store.seconds[lo + n_static : hi] <= cut).sum())
+        new = int(rng.integers(0, 20))
+        parts["tokens"].append(np.append(store.tokens[lo : lo + kept], rng.integers(7, VOCABULARY, size=new)))
+        later = np.sort(rng.integers(cut + 1, 60, size=new)) if cut < 59 else np.zeros(0, dtype=np.int64)
+        parts["seconds"].append(np.append(store.seconds[lo : lo + kept], later))
+        offsets.append(offsets[-1] + len(parts["tokens"][-1]))
+    changed = dataclasses.replace(
+        store,
+        offsets=np.array(offsets),
+        **{name: np.concatenate(arrays).astype(store.seconds.dtype) for name, arrays in parts.items()},
+    )
+    before, _ = embed_rows(MODELS[arch], Windows(store, context), subjects, times, 200)
+    after, _ = embed_rows(MODELS[arch], Windows(changed, context), subjects, times, 200)
+    early = times < store.subjects["origin"][subjects] + np.timedelta64(cut + 1, "s")
+    np.testing.assert_allclose(after[early], before[early], atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_visible_token_that_fits_matters(random_timelines, arch):
+    """The opposite of leakage: each token of the window changes the embedding, those before it do not."""
+    store = random_timelines([20], seed=3)
+    context = 12
+    n_static = int(store.subjects["n_static"][0])
+    times = store.subjects["origin"][[0]] + np.timedelta64(100, "s")
+    before, _ = embed_rows(MODELS[arch], Windows(store, context), np.array([0]), times, 100)
+    for i in range(len(store.tokens)):
+        tokens = store.tokens.copy()
+        tokens[i] = 7 + (tokens[i] - 6) % (VOCABULARY - 7)
+        assert tokens[i] != store.tokens[i]
+        altered = dataclasses.replace(store, tokens=tokens)
+        after, _ = embed_rows(MODELS[arch], Windows(altered, context), np.array([0]), times, 100)
+        in_window = i < n_static or i >= len(tokens) - (context - 1 - n_static)
+        assert np.array_equal(before, after) != in_window, i
+
+
+def test_passes_read_every_row_once(random_timelines):
+    store = random_timelines([0, 3, 12, 20, 45, 1, 23], seed=2)
+    subjects, times = draw_rows(store, 60, seed=2)
+    passes = list(plan_passes(Windows(store, 16), subjects, times))
+    assert sorted(np.concatenate([p.rows for p in passes]).tolist()) == list(range(60))
+    for p in passes:
+        assert len(p.rows) == len(p.positions)
+        assert p.positions.max() == p.length - 1 <= 15
+        assert (subjects[p.rows] == p.subject).all()
+
+
+def test_prediction_times_are_distinct_and_in_order():
+    def frame(*rows: tuple[int, int]) -> pl.DataFrame:
+        times = pl.Series([t * 1_000_000 for _, t in rows]).cast(pl.Datetime("us"))
+        return pl.DataFrame({"subject_id": [s for s, _ in rows], "prediction_time": times, "boolean_value": True})
+
+    keys = prediction_times({"a": frame((2, 5), (1, 9), (1, 9)), "b": frame((1, 3), (2, 5), (3, 1))})
+    found = keys.select("subject_id", pl.col("prediction_time").dt.epoch("s")).rows()
+    assert found == [(1, 3), (1, 9), (2, 5), (3, 1)]
+
+
+@pytest.fixture(scope="module")
+def some_labels(cohort, write_labels_folder, tmp_path_factory):
+    """Three tasks' labels of 25 subjects, and two labels of a subject that has no timeline."""
+    frames = {task: f.filter(pl.col("subject_id") <= 25) for task, f in read_labels(cohort.labels).items()}
+    first = next(iter(frames))
+    stranger = frames[first].head(2).with_columns(subject_id=pl.lit(10**9, pl.Int64))
+    frames[first] = pl.concat([frames[first], stranger])
+    return write_labels_folder(tmp_path_factory.mktemp("some") / "labels", frames)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model_folder(request, cohort, write_model, tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("untrained") / "model", f"{request.param}-tiny-64", cohort.timelines)
+
+
+def test_embeddings_of_the_cohort(cohort, model_folder, some_labels, seen_tokens, tmp_path):
+    out = tmp_path / "embeddings"
+    facts = embed(model_folder, cohort.timelines, some_labels, out, threads=1)
+    index, rows = read_embeddings(out)
+    labels = pl.concat([f.select("subject_id", "prediction_time") for f in read_labels(some_labels).values()])
+    wanted = {row for row in labels.rows() if row[0] != 10**9}
+    assert len(index.rows()) == len(wanted)
+    assert set(index.rows()) == wanted
+    assert index.rows() == sorted(index.rows())
+    without = {row for row in labels.rows() if row[0] == 10**9}
+    assert facts["without_timeline"] == len(without) > 0
+    assert facts["rows"] == len(wanted) == len(rows)
+    assert facts["context"] == 64
+    model, store = load_model(model_folder).eval(), Timelines.open(cohort.timelines)
+    place = {int(s): i for i, s in enumerate(store.subjects["subject_id"])}
+    lengths = []
+    for i in range(0, index.height, 7):
+        subject, time = index.row(i)
+        seen = seen_tokens(store, place[subject], np.datetime64(time, "us"))
+        lengths.append(len(seen))
+        expected = last_state(model, window(store, place[subject], seen, 64))
+        np.testing.assert_allclose(rows[i], expected, atol=1e-4)
+    assert max(lengths) > 64, "histories beyond the window must be among them"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["facts"] == facts
+    assert manifest["settings"]["context"] == 64
+
+
+def test_a_context_beyond_the_positions_is_refused(cohort, write_model, some_labels, tmp_path):
+    gpt = write_model(tmp_path / "gpt", "gpt-tiny-64", cohort.timelines)
+    with pytest.raises(InputError, match="64 positions"):
+        embed(gpt, cohort.timelines, some_labels, tmp_path / "out", context=65, threads=1)
+    assert not (tmp_path / "out").exists()
+    mamba = write_model(tmp_path / "mamba", "mamba-tiny-64", cohort.timelines)
+    facts = embed(mamba, cohort.timelines, some_labels, tmp_path / "out", context=96, threads=1)
+    assert facts["context"] == 96
+
+
+def test_other_timelines_than_the_models_are_refused(cohort, model_folder, some_labels, tmp_path):
+    copy = shutil.copytree(cohort.timelines, tmp_path / "timelines")
+    embed(model_folder, copy, some_labels, tmp_path / "same", context=16, threads=1)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["tokens.npy"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="other timelines"):
+        embed(model_folder, copy, some_labels, tmp_path / "other", context=16, threads=1)
+    assert not (tmp_path / "other").exists()

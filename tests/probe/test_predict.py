@@ -1,0 +1,171 @@
+"""Predictions of the count baseline and of embeddings on the cohort, refitted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import MaxAbsScaler
+
+from ehrctx.artifacts import new_artifact
+from ehrctx.errors import InputError
+from ehrctx.probe.embed import KIND as EMBEDDINGS
+from ehrctx.probe.predict import PREDICTIONS, probe_counts, probe_embeddings, read_predictions
+from ehrctx.study import Probe
+from ehrctx.tasks.label_sets import read_labels
+from ehrctx.timelines.store import Timelines
+
+GRID = Probe(regularization=(1e-3, 0.1), max_iterations=200)
+YEAR = 365.25 * 86_400
+
+
+@pytest.fixture(scope="module")
+def labels(cohort, write_labels_folder, tmp_path_factory):
+    """A task of the cohort, and variants of it that lack a class, or rows, in some split."""
+    stays = read_labels(cohort.labels)["guo_los"]
+    split = dict(pl.read_parquet(cohort.splits).select("subject_id", "split").iter_rows())
+    of = pl.Series([split[s] for s in stays["subject_id"]])
+
+    def negative_in(*splits: str) -> pl.DataFrame:
+        return stays.with_columns(boolean_value=pl.col("boolean_value") & ~of.is_in(list(splits)))
+
+    frames = {
+        "guo_los": stays,
+        "never": negative_in("train", "tuning", "held_out"),
+        "not_held_out": negative_in("held_out"),
+        "not_in_train": negative_in("train"),
+        "not_in_tuning": negative_in("tuning"),
+        "no_held_out_rows": stays.filter(of != "held_out"),
+    }
+    return write_labels_folder(tmp_path_factory.mktemp("predict") / "labels", frames)
+
+
+@pytest.fixture(scope="module")
+def counted(cohort, labels, tmp_path_factory):
+    out = tmp_path_factory.mktemp("counts") / "predictions"
+    facts = probe_counts(cohort.timelines, labels, cohort.splits, GRID, out)
+    return out, facts, *read_predictions(out)
+
+
+def test_predictions_have_the_agreed_columns(counted, cohort):
+    _, facts, model, predictions, recorded = counted
+    assert model == "counts"
+    assert recorded == facts
+    assert dict(predictions.schema) == PREDICTIONS
+    assert predictions.null_count().row(0) == (0,) * len(PREDICTIONS)
+    assert predictions["model"].unique().to_list() == ["counts"]
+    assert predictions["head"].unique().to_list() == ["logistic_regression"]
+    assert predictions["k"].unique().to_list() == ["all"]
+    assert predictions["p"].is_between(0, 1).all()
+
+
+def test_every_tuning_and_held_out_label_is_predicted_once(counted, cohort):
+    _, _, _, predictions, _ = counted
+    split = dict(pl.read_parquet(cohort.splits).select("subject_id", "split").iter_rows())
+    stays = read_labels(cohort.labels)["guo_los"]
+    wanted = sorted(
+        (s, t, split[s], y)
+        for s, t, y in stays.select("subject_id", "prediction_time", "boolean_value").iter_rows()
+        if split[s] != "train"
+    )
+    found = predictions.filter(pl.col("task") == "guo_los").select("subject_id", "prediction_time", "split", "y")
+    assert sorted(found.rows()) == wanted
+
+
+def test_a_task_of_one_class_is_recorded_and_left_out(counted):
+    _, facts, _, predictions, _ = counted
+    assert sorted(predictions["task"].unique()) == ["guo_los", "not_in_tuning"]
+    for task, splits in {
+        "never": "train and held_out",
+        "not_held_out": "held_out",
+        "not_in_train": "train",
+        "no_held_out_rows": "held_out",
+    }.items():
+        assert facts[task]["not_estimable"].endswith(f" in {splits}"), task
+        assert "C" not in facts[task]
+    assert "not_estimable" not in facts["guo_los"]
+    assert facts["not_in_tuning"]["tuning_auroc"] is None
+
+
+def test_the_recorded_tuning_auroc_is_that_of_the_predictions(counted):
+    _, facts, _, predictions, _ = counted
+    tuning = predictions.filter((pl.col("task") == "guo_los") & (pl.col("split") == "tuning"))
+    auroc = roc_auc_score(tuning["y"].to_numpy(), tuning["p"].to_numpy())
+    assert facts["guo_los"]["tuning_auroc"] == pytest.approx(auroc)
+    assert facts["guo_los"]["C"] in GRID.regularization
+
+
+def test_count_predictions_refitted_by_hand(counted, cohort, seen_tokens):
+    _, facts, _, predictions, _ = counted
+    store = Timelines.open(cohort.timelines)
+    place = {int(s): i for i, s in enumerate(store.subjects["subject_id"])}
+    split = dict(pl.read_parquet(cohort.splits).select("subject_id", "split").iter_rows())
+    size = store.vocabulary_size
+    features, y, splits, keys = [], [], [], []
+    for subject, time, label in (
+        read_labels(cohort.labels)["guo_los"].select("subject_id", "prediction_time", "boolean_value").iter_rows()
+    ):
+        when = np.datetime64(time, "us")
+        age = (when - store.subjects["origin"][place[subject]]) / np.timedelta64(1, "s") / YEAR
+        counts = np.bincount(seen_tokens(store, place[subject], when), minlength=size)
+        features.append(np.append(counts, age))
+        y.append(label)
+        splits.append(split[subject])
+        keys.append((subject, time))
+    x, y, splits = np.array(features, dtype=np.float32), np.array(y), np.array(splits)
+    train = splits == "train"
+    scaler = MaxAbsScaler().fit(csr_matrix(x[train]))
+    regression = LogisticRegression(C=facts["guo_los"]["C"], max_iter=200)
+    regression.fit(scaler.transform(csr_matrix(x[train])), y[train])
+    p = dict(zip(keys, regression.predict_proba(scaler.transform(csr_matrix(x)))[:, 1], strict=True))
+    found = predictions.filter(pl.col("task") == "guo_los").select("subject_id", "prediction_time", "p")
+    assert found.height > 20
+    for subject, time, probability in found.iter_rows():
+        assert probability == pytest.approx(p[subject, time], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def embeddings(cohort, labels, tmp_path_factory):
+    """Made-up embeddings of which one feature is the label itself; without the rows of one held-out subject."""
+    folder = tmp_path_factory.mktemp("made_up") / "embeddings"
+    stays = read_labels(cohort.labels)["guo_los"].unique(["subject_id", "prediction_time"], maintain_order=True)
+    split = dict(pl.read_parquet(cohort.splits).select("subject_id", "split").iter_rows())
+    absent = next(s for s in stays["subject_id"] if split[s] == "held_out")
+    kept = stays.filter(pl.col("subject_id") != absent).sample(fraction=1, shuffle=True, seed=0)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((kept.height, 5)).astype(np.float32)
+    rows[:, 2] += 6 * kept["boolean_value"].to_numpy()
+    with new_artifact(folder, EMBEDDINGS, {"model": "gpt-tiny-64"}, {"labels": labels}, {}) as partial:
+        np.save(partial / "embeddings.npy", rows)
+        kept.select("subject_id", "prediction_time").write_parquet(partial / "index.parquet")
+    n_absent = stays.filter(pl.col("subject_id") == absent).height
+    return folder, n_absent
+
+
+def test_each_label_meets_its_own_embedding(cohort, labels, embeddings, tmp_path):
+    """The index is in no order: had rows been mixed up, the planted signal would be lost."""
+    folder, n_absent = embeddings
+    facts = probe_embeddings(folder, labels, cohort.splits, GRID, tmp_path / "predictions")
+    model, predictions, _ = read_predictions(tmp_path / "predictions")
+    assert model == "gpt-tiny-64"
+    assert facts["guo_los"]["without_features"] == n_absent > 0
+    held_out = predictions.filter((pl.col("task") == "guo_los") & (pl.col("split") == "held_out"))
+    assert roc_auc_score(held_out["y"].to_numpy(), held_out["p"].to_numpy()) > 0.98
+
+
+def test_embeddings_of_other_labels_are_refused(cohort, embeddings, tmp_path):
+    with pytest.raises(InputError, match="other labels"):
+        probe_embeddings(embeddings[0], cohort.labels, cohort.splits, GRID, tmp_path / "predictions")
+
+
+def test_a_task_without_tuning_rows_is_probed_all_the_same(cohort, write_labels_folder, tmp_path):
+    stays = read_labels(cohort.labels)["guo_los"]
+    tuning = pl.read_parquet(cohort.splits).filter(pl.col("split") == "tuning")
+    labels = write_labels_folder(tmp_path / "labels", {"t": stays.join(tuning, on="subject_id", how="anti")})
+    facts = probe_counts(cohort.timelines, labels, cohort.splits, GRID, tmp_path / "predictions")
+    _, predictions, _ = read_predictions(tmp_path / "predictions")
+    assert facts["t"]["tuning_auroc"] is None
+    assert predictions["split"].unique().to_list() == ["held_out"]

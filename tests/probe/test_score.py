@@ -1,0 +1,212 @@
+"""Tables of scores and paired differences against a loop over scikit-learn; masked counts; the files themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+from ehrctx.artifacts import fingerprint, new_artifact
+from ehrctx.errors import InputError
+from ehrctx.probe.predict import KIND as PREDICTED
+from ehrctx.probe.predict import PREDICTIONS, probe_counts, read_predictions
+from ehrctx.probe.score import mask, score_tables, write_scores
+from ehrctx.probe.statistics import subject_draws
+from ehrctx.study import Privacy, Probe, Statistics
+from ehrctx.tasks.label_sets import read_labels
+
+STATISTICS = Statistics(replicates=40, level=0.9, seed=2)
+SCORERS = {"auroc": roc_auc_score, "auprc": average_precision_score, "brier": brier_score_loss}
+
+
+def predictions_of(model: str, seed: int, task: str = "stay", noise: float = 1.0, n: int = 60) -> pl.DataFrame:
+    """Predictions for the same labels whatever the model, better with less noise; some of another split."""
+    labels = np.random.default_rng(0)
+    subject = labels.integers(100, 120, size=n)
+    y = labels.random(n) < 0.4
+    p = 1 / (1 + np.exp(-(2.0 * y - 1 + noise * np.random.default_rng(seed).standard_normal(n))))
+    frame = pl.DataFrame(
+        {
+            "task": task,
+            "model": model,
+            "head": "logistic_regression",
+            "k": "all",
+            "replicate": 0,
+            "subject_id": subject,
+            "prediction_time": [datetime(2000, 1, 1) + timedelta(days=i) for i in range(n)],
+            "split": np.where(subject < 105, "tuning", "held_out"),
+            "y": y,
+            "p": p,
+        }
+    ).select(pl.col(c).cast(t) for c, t in PREDICTIONS.items())
+    return frame.sample(fraction=1, shuffle=True, seed=seed)  # in another order for each model
+
+
+def held_out(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows = frame.filter(pl.col("split") == "held_out").sort("subject_id", "prediction_time")
+    return rows["y"].to_numpy(), rows["p"].to_numpy(), rows["subject_id"].to_numpy()
+
+
+def bootstrap(frame: pl.DataFrame, score: str) -> np.ndarray:
+    y, p, subjects = held_out(frame)
+    draws = subject_draws(subjects, STATISTICS)
+    return np.array([SCORERS[score](np.repeat(y, times), np.repeat(p, times)) for times in draws])
+
+
+def row(table: pl.DataFrame, **values: str) -> dict:
+    found = table.filter(pl.all_horizontal(pl.col(k) == v for k, v in values.items()))
+    assert found.height == 1
+    return found.row(0, named=True)
+
+
+@pytest.fixture(scope="module")
+def frames() -> dict[str, pl.DataFrame]:
+    return {"a": predictions_of("a", 1, noise=0.8), "b": predictions_of("b", 2, noise=2.0)}
+
+
+@pytest.mark.parametrize("score", SCORERS)
+def test_scores_and_differences_of_the_held_out_split(frames, score):
+    table, differences = score_tables(list(frames.values()), STATISTICS)
+    y, _, subjects = held_out(frames["a"])
+    point, replicates = {}, {}
+    for model, frame in frames.items():
+        _, p, _ = held_out(frame)
+        point[model], replicates[model] = SCORERS[score](y, p), bootstrap(frame, score)
+        found = row(table, model=model, score=score)
+        assert found["value"] == pytest.approx(point[model])
+        limits = np.quantile(replicates[model], [0.05, 0.95])
+        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        assert (found["n"], found["n_positive"], found["n_subjects"]) == (len(y), y.sum(), len(set(subjects)))
+    for model, reference in (("a", "b"), ("b", "a")):
+        found = row(differences, model=model, reference=reference, score=score)
+        assert found["value"] == pytest.approx(point[model] - point[reference])
+        limits = np.quantile(replicates[model] - replicates[reference], [0.05, 0.95])
+        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+    assert differences.height == 2 * 3
+
+
+def test_differences_are_paired(frames):
+    """Paired intervals: a model against its copy, in another order, differs by exactly nothing."""
+    copy = frames["a"].with_columns(model=pl.lit("copy")).sample(fraction=1, shuffle=True, seed=9)
+    table, differences = score_tables([frames["a"], copy], STATISTICS)
+    assert (table["upper"] > table["lower"]).all()
+    assert differences.select("value", "lower", "upper").unique().rows() == [(0.0, 0.0, 0.0)]
+
+
+def test_each_task_stands_alone(frames):
+    other = predictions_of("a", 5, task="other", n=30)
+    alone, _ = score_tables([frames["a"]], STATISTICS)
+    table, differences = score_tables([frames["a"], other], STATISTICS)
+    assert table.filter(pl.col("task") == "stay").equals(alone)
+    assert table["task"].unique().sort().to_list() == ["other", "stay"]
+    assert differences.height == 0
+
+
+def test_one_class_has_no_ranking_scores(frames):
+    negative = frames["a"].with_columns(y=pl.lit(False))
+    table, _ = score_tables([negative], STATISTICS)
+    auroc = row(table, score="auroc")
+    assert all(math.isnan(auroc[key]) for key in ("value", "lower", "upper"))
+    assert row(table, score="brier")["value"] > 0
+
+
+def test_models_with_other_labels_are_refused(frames):
+    fewer = frames["b"].filter(pl.col("subject_id") != 110)
+    with pytest.raises(InputError, match="different labels of 'stay'"):
+        score_tables([frames["a"], fewer], STATISTICS)
+    flipped = frames["b"].with_columns(y=pl.col("y") ^ (pl.col("subject_id") == 110))
+    with pytest.raises(InputError, match="different labels of 'stay'"):
+        score_tables([frames["a"], flipped], STATISTICS)
+
+
+def test_nothing_to_score_gives_empty_tables():
+    table, differences = score_tables([pl.DataFrame(schema=PREDICTIONS)], STATISTICS)
+    assert table.height == differences.height == 0
+    assert {"task", "model", "score", "value", "lower", "upper", "n", "n_positive", "n_subjects"} <= set(table.columns)
+
+
+def masked(counts: list[int], minimum: int) -> list[str]:
+    privacy = Privacy(minimum_count=minimum)
+    return pl.DataFrame({"n": counts}).select(mask(pl.col("n"), privacy)).to_series().to_list()
+
+
+def test_small_counts_are_masked():
+    assert masked(list(range(1, 10)), 10) == ["<10"] * 9
+    assert masked([0, 10, 11, 1_234], 10) == ["0", "10", "11", "1234"]
+    assert masked([0, 1, 2], 1) == ["0", "1", "2"]
+    assert masked([4, 5], 5) == ["<5", "5"]
+
+
+def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
+    probe = Probe(regularization=(1e-2,), max_iterations=100)
+    counts = tmp_path / "probes" / "counts"
+    probe_counts(cohort.timelines, cohort.labels, cohort.splits, probe, counts)
+    _, predictions, facts = read_predictions(counts)
+    copy = tmp_path / "probes" / "mamba-tiny-16"
+    with new_artifact(copy, PREDICTED, {"model": "mamba-tiny-16"}, {}, facts) as partial:
+        predictions.with_columns(model=pl.lit("mamba-tiny-16")).write_parquet(partial / "predictions.parquet")
+    model = write_model(tmp_path / "models" / "mamba-tiny-16", "mamba-tiny-16", cohort.timelines)
+    out = tmp_path / "report"
+    returned = write_scores(
+        [counts, copy], [model], cohort.labels, cohort.splits, STATISTICS, Privacy(minimum_count=60), out
+    )
+    tables = {file.stem: pl.read_csv(file, infer_schema=False) for file in out.glob("*.csv")}
+    assert sorted(tables) == ["differences", "labels", "models", "scores"]
+    assert not [file.name for file in out.iterdir() if file.name.startswith(".")]
+
+    stays = predictions.filter((pl.col("task") == "guo_los") & (pl.col("split") == "held_out"))
+    auroc = roc_auc_score(stays["y"].to_numpy(), stays["p"].to_numpy())
+    for of_model in ("counts", "mamba-tiny-16"):
+        written = row(tables["scores"], task="guo_los", model=of_model, score="auroc")
+        assert float(written["value"]) == pytest.approx(auroc, abs=1e-6)
+        assert float(written["lower"]) < auroc < float(written["upper"])
+    assert returned.height == tables["scores"].height
+    assert tables["differences"]["value"].cast(float).abs().max() == 0
+
+    split = pl.read_parquet(cohort.splits)
+    seen = []
+    for task, labels in read_labels(cohort.labels).items():
+        for name in ("train", "tuning", "held_out"):
+            ids = split.filter(pl.col("split") == name)["subject_id"]
+            part = labels.filter(pl.col("subject_id").is_in(ids.to_list()))
+            numbers = {
+                "n": part.height,
+                "n_positive": part["boolean_value"].sum(),
+                "n_subjects": len(set(part["subject_id"])),
+            }
+            written = row(tables["labels"], task=task, split=name)
+            for key, number in numbers.items():
+                assert written[key] == ("<60" if 0 < number < 60 else str(number))
+                seen.append(written[key])
+    assert "<60" in seen
+    assert any(value.isdigit() and value != "0" for value in seen)
+
+    (of_model,) = tables["models"].to_dicts()
+    assert (of_model["model"], of_model["context"], of_model["subjects"]) == ("mamba-tiny-16", "16", "<60")
+    assert float(of_model["validation_loss"]) == 8.0
+
+    provenance = json.loads((out / "provenance.json").read_text())
+    for path in (counts, copy, model, cohort.labels, cohort.splits):
+        assert fingerprint(path) in provenance["inputs"].values()
+
+
+def test_a_task_that_cannot_be_estimated_says_why(cohort, write_labels_folder, tmp_path):
+    stays = read_labels(cohort.labels)["guo_los"]
+    labels = write_labels_folder(
+        tmp_path / "labels", {"never": stays.with_columns(boolean_value=pl.lit(False)), "stay": stays}
+    )
+    probe = Probe(regularization=(1e-2,), max_iterations=100)
+    probe_counts(cohort.timelines, labels, cohort.splits, probe, tmp_path / "counts")
+    privacy = Privacy(minimum_count=1)
+    table = write_scores([tmp_path / "counts"], [], labels, cohort.splits, STATISTICS, privacy, tmp_path / "report")
+    assert table["task"].unique().to_list() == ["stay"]
+    counted = pl.read_csv(tmp_path / "report" / "labels.csv")
+    notes = {task: set(counted.filter(pl.col("task") == task)["note"]) for task in ("never", "stay")}
+    assert notes["never"] == {"one class only in train and held_out"}
+    assert not any(notes["stay"] - {None})
+    assert counted.filter(pl.col("task") == "never")["n_positive"].to_list() == [0, 0, 0]

@@ -1,0 +1,135 @@
+"""Scores and their patient-level bootstrap against scikit-learn, and against literally repeated rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+from ehrctx.probe import statistics as module
+from ehrctx.probe.statistics import interval, scores, subject_draws
+from ehrctx.study import Statistics
+
+
+def by_sklearn(y: np.ndarray, p: np.ndarray, weights: np.ndarray | None = None) -> list[float]:
+    brier = float(np.average((y - p) ** 2, weights=weights)) if weights is None or weights.sum() else np.nan
+    kept = y if weights is None else y[weights > 0]
+    if len(np.unique(kept)) < 2:
+        return [np.nan, np.nan, brier]
+    assert brier == pytest.approx(brier_score_loss(y, p, sample_weight=weights))
+    return [
+        roc_auc_score(y, p, sample_weight=weights),
+        average_precision_score(y, p, sample_weight=weights),
+        brier,
+    ]
+
+
+ROWS = st.lists(
+    # few different predictions, so that there are ties; neighbours a rounding apart are no ties
+    st.tuples(
+        st.booleans(),
+        st.one_of(st.sampled_from([0.0, 0.1, 0.5, np.nextafter(0.5, 1), 0.9, 1.0]), st.floats(0, 1)),
+        st.integers(0, 4),
+    ),
+    min_size=2,
+    max_size=30,
+)
+
+
+@hypothesis_settings(max_examples=200)
+@given(rows=ROWS)
+def test_scores_are_those_of_scikit_learn(rows):
+    y, p, w = (np.array(column) for column in zip(*rows, strict=True))
+    if not w.sum():
+        w[0] = 1
+    found = scores(y, p, np.stack([np.ones(len(y), dtype=int), w]))
+    np.testing.assert_allclose(found[0], by_sklearn(y, p), atol=1e-9)
+    np.testing.assert_allclose(found[1], by_sklearn(y, p, w), atol=1e-9)
+    repeated = np.repeat(np.arange(len(y)), w)
+    np.testing.assert_allclose(found[1], by_sklearn(y[repeated], p[repeated]), atol=1e-9)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_class_has_a_brier_score_alone(label):
+    p = np.array([0.2, 0.7, 0.7])
+    found = scores(np.array([label] * 3), p, np.ones((1, 3)))[0]
+    assert np.isnan(found[:2]).all()
+    assert found[2] == pytest.approx(np.mean((label - p) ** 2))
+    mixed = scores(np.array([True, False, False]), p, np.array([[0, 1, 2], [3, 0, 0], [1, 1, 0]]))
+    assert np.isnan(mixed[:, 0]).tolist() == [True, True, False]
+    assert np.isfinite(mixed[:, 2]).all()
+
+
+def test_many_replicates_are_cut_without_a_seam(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, p, w = rng.random(40) < 0.3, rng.random(40).round(1), rng.integers(0, 3, size=(23, 40))
+    whole = scores(y, p, w)
+    for cells in (1, 40, 41, 200):
+        monkeypatch.setattr(module, "_CELLS", cells)
+        np.testing.assert_allclose(scores(y, p, w), whole, atol=1e-12)
+
+
+def test_order_of_the_rows_does_not_matter():
+    rng = np.random.default_rng(1)
+    y, p, w = rng.random(40) < 0.3, rng.random(40).round(1), rng.integers(0, 3, size=(5, 40))
+    order = rng.permutation(40)
+    np.testing.assert_allclose(scores(y[order], p[order], w[:, order]), scores(y, p, w), atol=1e-12)
+
+
+@hypothesis_settings(max_examples=40)
+@given(subjects=st.lists(st.integers(-5, 12), min_size=1, max_size=40), seed=st.integers(0, 50))
+def test_all_labels_of_a_subject_are_drawn_together(subjects, seed):
+    subjects = np.array(subjects)
+    settings = Statistics(replicates=25, seed=seed)
+    draws = subject_draws(subjects, settings)
+    ids, first = np.unique(subjects, return_index=True)
+    assert draws.shape == (25, len(subjects))
+    assert (draws >= 0).all()
+    for subject, place in zip(ids, first, strict=True):
+        assert (draws[:, subjects == subject] == draws[:, [place]]).all()
+    assert (draws[:, first].astype(int).sum(axis=1) == len(ids)).all(), "as many subjects as there are, each time"
+    np.testing.assert_array_equal(draws, subject_draws(subjects, settings))
+
+
+def test_draws_follow_the_seed_and_draw_with_replacement():
+    subjects = np.repeat(np.arange(30), 3)
+    draws = subject_draws(subjects, Statistics(replicates=2_000, seed=1))
+    assert not np.array_equal(draws, subject_draws(subjects, Statistics(replicates=2_000, seed=2)))
+    of_subjects = draws[:, ::3].astype(float)
+    # a multinomial: mean 1, variance 1 - 1/30, a share (29/30)^30 of zeros
+    assert of_subjects.mean(axis=0) == pytest.approx(np.ones(30), abs=0.12)
+    assert of_subjects.var() == pytest.approx(29 / 30, rel=0.03)
+    assert (of_subjects == 0).mean() == pytest.approx((29 / 30) ** 30, abs=0.01)
+
+
+def test_the_bootstrap_is_a_loop_over_resampled_subjects():
+    rng = np.random.default_rng(3)
+    subjects = rng.integers(0, 15, size=50)
+    y, p = rng.random(50) < 0.3, rng.random(50).round(1)
+    draws = subject_draws(subjects, Statistics(replicates=60, seed=4, level=0.9))
+    replicates = scores(y, p, draws)
+    loop = []
+    for times in draws:
+        rows = [
+            row for s in np.unique(subjects) for row in list(np.flatnonzero(subjects == s)) * times[subjects == s][0]
+        ]
+        loop.append(by_sklearn(y[rows], p[rows]))
+    loop = np.array(loop)
+    np.testing.assert_allclose(replicates, loop, atol=1e-9)
+    for s in range(3):
+        expected = (np.nanpercentile(loop[:, s], 5), np.nanpercentile(loop[:, s], 95))
+        assert interval(replicates[:, s], 0.9) == pytest.approx(expected)
+
+
+def test_intervals_leave_out_undefined_replicates_while_most_are_defined():
+    values = np.arange(101.0)
+    assert interval(values, 0.9) == pytest.approx((5, 95))
+    assert interval(values, 0.5) == pytest.approx((25, 75))
+    some = np.concatenate([values, np.full(101, np.nan)])
+    assert interval(some, 0.9) == pytest.approx((5, 95))
+    most = np.concatenate([values, np.full(102, np.nan)])
+    assert np.isnan(interval(most, 0.9)).all()
+    assert np.isnan(interval(np.full(30, np.nan), 0.9)).all()
