@@ -1,4 +1,4 @@
-"""Mamba's training step, tiny size: our scan against transformers as it is. One JSON object a line; --quick for a minute.
+"""Mamba's training step, tiny size: our scan against transformers as it is. One JSON object a line.
 
 transformers' loop has a quadratic backward, so its baseline stops at 256 tokens; the longer cases compare our two CPU
 backends. Variants are interleaved; the figures are medians.
@@ -11,12 +11,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from transformers import MambaForCausalLM
 
 from ehrctx.models.model import TimelineModel, build_model
-from ehrctx.models.ops import selective_scan
 from ehrctx.study import ModelId
 
 VOCABULARY = 2_000
@@ -42,12 +42,11 @@ def medians(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, 
 
 
 def with_backend(backend: str, run: Callable[[], None]) -> Callable[[], None]:
+    """`run` with every scan on one backend."""
+
     def chosen() -> None:
-        previous = selective_scan.set_backend(backend)
-        try:
+        with patch("ehrctx.models.ops.selective_scan.backend_for", return_value=backend):
             run()
-        finally:
-            selective_scan.set_backend(previous)
 
     return chosen
 
@@ -69,7 +68,8 @@ def main() -> None:
         if length <= 256:
             network = MambaForCausalLM(ours.network.config)
             network.load_state_dict(ours.network.state_dict())
-            variants["transformers"] = lambda m=TimelineModel(network), t=tokens, n=lengths: step(m, t, n)
+            theirs = TimelineModel(network)
+            variants["transformers"] = lambda m=theirs, t=tokens, n=lengths: step(m, t, n)
             baseline = "transformers"
         took = medians(variants, repeats)
         print(

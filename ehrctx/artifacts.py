@@ -54,6 +54,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -87,7 +97,8 @@ def new_artifact(
     provenance = {name: fingerprint(source) for name, source in inputs.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.partial-*"):
-        _remove(leftover)
+        if not _is_running(int(leftover.name.rpartition("-")[2])):
+            _remove(leftover)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
@@ -105,7 +116,7 @@ def new_artifact(
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n")
         if path.exists():
-            old = path.with_name(f".{path.name}.partial-old-{os.getpid()}")
+            old = path.with_name(f".{path.name}.replaced.partial-{os.getpid()}")
             os.replace(path, old)
             os.replace(partial, path)
             _remove(old)

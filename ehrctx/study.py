@@ -112,6 +112,14 @@ class Pretraining(Config):
     threads: int = Field(2, ge=1, description="CPU threads of one training or embedding job")
     seed: int = Field(0, ge=0, description="added to the model's own seed (-s1, -s2 …)")
 
+    def check_context(self, model: ModelId) -> None:
+        """Raises ValueError if one window is more than a step: steps, and with them the budget, would grow with it."""
+        if model.context > self.tokens_per_step:
+            raise ValueError(
+                f"a context length of {model.context:,} is more than pretraining.tokens_per_step "
+                f"({self.tokens_per_step:,}); raise tokens_per_step"
+            )
+
 
 class Probe(Config):
     """Heads on frozen representations (the study's grid)."""
@@ -161,6 +169,8 @@ class Study(Config):
             names = getattr(self, key)
             if len(set(names)) != len(names):
                 raise ValueError(f"`{key}` names {max(names, key=names.count)!r} twice")
+        for model in self.models:
+            self.pretraining.check_context(ModelId.parse(model))
         return self
 
     def section(self, key: str) -> str:

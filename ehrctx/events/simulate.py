@@ -4,7 +4,7 @@ Every subject first lives through years of outpatient visits, then through hospi
 them (`EPISODE_SHARE`) receives mantle-field radiotherapy for Hodgkin lymphoma, about 30 events in six weeks; all others
 receive physiotherapy of the same length, so that neither length nor timing tells the two apart. After a hospital
 discharge an acute myocardial infarction follows within a year with probability `RISK_WITH_EPISODE`, else
-`RISK_WITHOUT`; nothing else depends on the episode. At least `WASHOUT_VISITS` visits lie between the episode and the
+`RISK_WITHOUT`; nothing else depends on the episode. At least `WASHOUT_EVENTS` events lie between the episode and the
 first stay. Length of stay follows a severity that the admission's laboratory results show; sodium follows the subject's
 own level. Codes are LOINC, ICD-10-CM and RxNorm, all free to use.
 """
@@ -28,7 +28,7 @@ EPISODE_SHARE = 0.35
 EPISODE_SESSIONS = 10
 RISK_WITH_EPISODE = 0.45
 RISK_WITHOUT = 0.04
-WASHOUT_VISITS = 45
+WASHOUT_EVENTS = 64
 SUBJECTS_PER_SHARD = 1000
 SPLITS = HashSplits(hash=(0.5, 0.2, 0.3))
 DAY = np.timedelta64(1, "D")
@@ -192,7 +192,10 @@ def _subject(rng: np.random.Generator) -> tuple[_History, bool]:
     visits(int(rng.integers(1, 4)), 60)
     episode = bool(rng.random() < EPISODE_SHARE)
     day = _episode(history, day, RADIOTHERAPY if episode else PHYSIOTHERAPY)
-    visits(int(np.clip(rng.lognormal(np.log(60), 0.4), WASHOUT_VISITS, 250)), 120)
+    before = len(history.rows)
+    visits(int(rng.lognormal(np.log(25), 0.5)), 150)
+    while len(history.rows) - before < WASHOUT_EVENTS:
+        visits(1, 150)
 
     infarcted = False
     visit = 0

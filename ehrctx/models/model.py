@@ -22,8 +22,8 @@ from ehrctx.models.ops.token_loss import token_loss
 from ehrctx.study import ModelId
 from ehrctx.timelines.spec import BOS, EOS
 
-# No pad_token_id: transformers would ask for a padding mask, which right padding makes needless.
-SPECIAL: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": EOS}
+# No padding token: transformers would ask for a mask, which right padding makes needless.
+SPECIAL: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": None}
 BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"gpt": gpt.build, "mamba": mamba.build}
 CLASSES: dict[str, Any] = {"gpt2": GPT2LMHeadModel, "mamba": MambaForCausalLM}
 

@@ -77,7 +77,7 @@ class TrainingBatches:
         subjects = self._draws(index * n, n)
         starts = self.windows.training_starts(subjects, np.random.default_rng([self.seed, _STARTS, index]).random(n))
         lengths = self.windows.training_lengths(subjects)
-        batches = batches_by_budget(lengths, self.settings.batch_tokens)
+        batches = batches_by_budget(lengths, min(self.settings.batch_tokens, self.settings.tokens_per_step))
         order = np.random.default_rng([self.seed, _ORDER, index]).permutation(len(batches))
         return [(subjects[b], starts[b], lengths[b]) for b in (batches[i] for i in order)]
 

@@ -98,6 +98,10 @@ class _Progress(Callback):
         if self.bar is not None:
             self.bar.close()
 
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
 
 def _accelerator(choice: str) -> str:
     """`auto` is CUDA where it is, else CPU; never another accelerator that happens to be there."""
@@ -134,6 +138,7 @@ def pretrain(
     """
     try:
         model_id = ModelId.parse(model_name)
+        settings.check_context(model_id)
     except ValueError as error:
         raise InputError(f"--model: {error}.") from None
     torch.set_num_threads(settings.threads)

@@ -37,5 +37,10 @@ def count_features(timelines: Timelines, subjects: np.ndarray, times: np.ndarray
             rows_data[first + i] = counts[rows_columns[first + i]]
     pointers = np.concatenate([[0], np.cumsum([len(c) for c in rows_columns])])
     return csr_matrix(
-        (np.concatenate(rows_data), np.concatenate(rows_columns), pointers), shape=(len(subjects), size + 1)
+        (
+            np.concatenate([np.zeros(0, np.float32), *rows_data]),
+            np.concatenate([np.zeros(0, np.int64), *rows_columns]),
+            pointers,
+        ),
+        shape=(len(subjects), size + 1),
     )

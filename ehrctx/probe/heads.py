@@ -42,9 +42,10 @@ def fit_probe(
 ) -> FittedProbe:
     """The study's probe. `train` must hold both classes; if `tuning` does not, the middle C of the grid is taken."""
     scaler = MaxAbsScaler().fit(train)
-    x_train, x_tuning = scaler.transform(train), scaler.transform(tuning)
+    x_train = scaler.transform(train)
     grid = sorted(settings.regularization)
     both = len(np.unique(y_tuning)) == 2
+    x_tuning = scaler.transform(tuning) if both else None
     best: FittedProbe | None = None
     for c in grid if both else grid[len(grid) // 2 : len(grid) // 2 + 1]:
         with warnings.catch_warnings(record=True) as caught:

@@ -14,6 +14,9 @@ from ehrctx.timelines.spec import find_spec
 # Jobs find this environment's commands, whether or not it was activated.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
+# Threads that spin while they wait make parallel jobs many times slower where cores are few (Snakemake runs jobs side by side).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 try:
     if not config:
         raise InputError("no study given. Add --configfile pipelines/studies/demo.yaml, or your own study file.")
