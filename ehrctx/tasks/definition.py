@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field
@@ -12,27 +12,26 @@ from ehrctx.errors import InputError, nearest
 from ehrctx.study import Config, find, load
 
 DEFINITIONS = Path(__file__).parent / "definitions"
-TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows")]
 Concepts = dict[str, tuple[str, ...]]
 
 
-class Stay(Config):
-    """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
-
-    task: TaskName
-    family: Literal["stay"]
+class _Task(Config):
+    task: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows")
     question: str
     source: str = ""
+
+
+class Stay(_Task):
+    """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
+
+    family: Literal["stay"]
     at_least_days: float = Field(gt=0)
 
 
-class Laboratory(Config):
+class Laboratory(_Task):
     """Will a result be abnormal? Predicted one minute before it."""
 
-    task: TaskName
     family: Literal["laboratory"]
-    question: str
-    source: str = ""
     result: Concepts = Field(description="the test: system -> codes")
     unit: str = Field(description="the unit of the thresholds")
     conversions: dict[str, float] = Field(description="unit -> factor to `unit`; results in other units are left out")
@@ -40,21 +39,20 @@ class Laboratory(Config):
     thresholds: tuple[float, float, float] = Field(description="mild, moderate, severe")
 
 
-class Diagnosis(Config):
+class Diagnosis(_Task):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
 
-    task: TaskName
     family: Literal["diagnosis"]
-    question: str
-    source: str = ""
     diagnosis: Concepts = Field(description="the disease: system -> codes; ICD codes stand for all they begin")
     within_days: tuple[float, float] = Field(description="(more than, at most) days after the prediction time")
 
 
 Definition = Stay | Laboratory | Diagnosis
 FAMILIES: dict[str, type[Definition]] = {
-    "stay": Stay, "laboratory": Laboratory, "diagnosis": Diagnosis
-}  # fmt: skip
+    "stay": Stay,
+    "laboratory": Laboratory,
+    "diagnosis": Diagnosis,
+}
 
 
 def load_definition(name_or_path: str) -> Definition:
@@ -67,8 +65,3 @@ def load_definition(name_or_path: str) -> Definition:
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
     return load(FAMILIES[family], path)
-
-
-def task_name(name_or_path: str) -> str:
-    """The name of a task as it appears in tables: its definition's `task`."""
-    return load_definition(name_or_path).task

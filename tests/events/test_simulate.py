@@ -9,7 +9,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
-from ehrctx.events.simulate import simulate
+from ehrctx.events.simulate import WASHOUT_EVENTS, simulate
 from ehrctx.study import Labels, Simulation
 from ehrctx.tasks.label_sets import write_labels
 
@@ -103,7 +103,7 @@ def test_no_short_window_reaches_the_episode(large):
         if discharges:
             distances.append(discharges[0] - episode)
     assert len(distances) > 500
-    assert min(distances) >= 128
+    assert min(distances) >= WASHOUT_EVENTS
 
 
 def test_episode_shows_in_neither_length_nor_timing(large):
