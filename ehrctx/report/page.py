@@ -18,7 +18,7 @@ from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.pretrain.run import KIND as MODEL
 from ehrctx.report.figures import BASELINE, SCORE_NAMES, score_by_context, validation_curves
-from ehrctx.report.sentences import best_sentence, context_sentence
+from ehrctx.report.sentences import FEW_POSITIVES, best_sentence, context_sentence, few_positives
 
 COUNTS = ("n", "n_positive", "n_subjects", "subjects")
 
@@ -75,6 +75,7 @@ def _score_rows(tables: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
             & (pl.col("score") == "auroc")
         )
         row["difference"] = against.row(0, named=True) if against.height else None
+        row["few"] = few_positives(row["n_positive"])
         rows.append(row)
     return rows
 
@@ -104,6 +105,7 @@ def write_report(
         conclusions=conclusions,
         notes=notes,
         score_names=SCORE_NAMES,
+        few_positives=FEW_POSITIVES,
         score_rows=_score_rows(tables),
         labels=tables["labels"].to_dicts(),
         models=tables["models"].to_dicts(),

@@ -6,9 +6,18 @@ import polars as pl
 
 from ehrctx.report.figures import BASELINE
 
+# With fewer positive labels a percentile bootstrap covers clearly less than it says: no verdict is drawn from it.
+FEW_POSITIVES = 20
+
 
 def _number(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
+
+
+def few_positives(n_positive: str | int) -> bool:
+    """Whether a count, as tables hold it ('<10' where masked), is too small for a verdict."""
+    text = str(n_positive)
+    return text.startswith("<") or int(text) < FEW_POSITIVES
 
 
 def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str, score: str = "auroc") -> list[str]:
@@ -28,7 +37,9 @@ def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str,
         if row.is_empty():
             continue
         d = row.row(0, named=True)
-        if d["lower"] > 0:
+        if few_positives(d["n_positive"]):
+            verdict = f"too few positive labels ({d['n_positive']}) to judge"
+        elif d["lower"] > 0:
             verdict = "a longer context helps"
         elif d["upper"] < 0:
             verdict = "a longer context hurts"
@@ -48,6 +59,8 @@ def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) ->
         return None
     best = own.sort("value", descending=True).row(0, named=True)
     text = f"best model {best['model']} at {best['value']:.3f} ({best['lower']:.3f} to {best['upper']:.3f})"
+    if few_positives(best["n_positive"]):
+        return f"{text}, on {best['n_positive']} positive labels: too few to judge"
     against = differences.filter(
         (pl.col("task") == task)
         & (pl.col("score") == "auroc")

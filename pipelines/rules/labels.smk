@@ -9,7 +9,7 @@ rule label:
     params:
         data=DATA,
         tasks=[f"--task {task}" for task in STUDY.tasks],
-        definitions=[load_definition(task).model_dump_json() for task in STUDY.tasks],  # a changed definition re-labels
+        definitions=DEFINITIONS,  # a changed definition re-labels
         settings=STUDY.section("labels"),
     shell:
         "ehrctx label {params.data:q} {params.tasks} --profile {input.profile:q} --settings {params.settings:q} "

@@ -23,7 +23,7 @@ try:
     STUDY = validate(Study, config, "study")
     PROFILE = str(find_profile(STUDY.profile))
     TOKENIZER = str(find_spec(STUDY.tokenizer))
-    TASKS = [load_definition(task).task for task in STUDY.tasks]
+    DEFINITIONS = [load_definition(task).model_dump_json() for task in STUDY.tasks]
     # A MEDS data set is used in place; without one, the cohort is simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"

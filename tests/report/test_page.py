@@ -16,19 +16,19 @@ MODELS = pl.DataFrame(
 )
 
 
-def scores(**values):
+def scores(n_positive="40", **values):
     rows = [
         {"task": "t", "model": m, "score": s, "value": v, "lower": v - 0.05, "upper": v + 0.05}
-        | {"n": "40", "n_positive": "<10", "n_subjects": "30"}
+        | {"n": "40", "n_positive": n_positive, "n_subjects": "30"}
         for m, v in values.items()
         for s in ("auroc", "auprc", "brier")
     ]
     return pl.DataFrame(rows).with_columns(pl.col("model").str.replace_all("_", "-"))
 
 
-def difference(lower, upper, model="gpt-tiny-512", reference="gpt-tiny-64"):
+def difference(lower, upper, model="gpt-tiny-512", reference="gpt-tiny-64", n_positive="40"):
     value = (lower + upper) / 2
-    row = {"task": "t", "score": "auroc", "model": model, "reference": reference}
+    row = {"task": "t", "score": "auroc", "model": model, "reference": reference, "n_positive": n_positive}
     return pl.DataFrame([row | {"value": value, "lower": lower, "upper": upper}])
 
 
@@ -44,6 +44,15 @@ def test_the_verdict_follows_the_paired_interval(lower, upper, verdict):
     assert "512 against 64" in sentences[0]
 
 
+@pytest.mark.parametrize("n_positive", ["4", "<10", "19"])
+def test_no_verdict_on_few_positives(n_positive):
+    (sentence,) = context_sentence(difference(0.2, 0.3, n_positive=n_positive), MODELS, "t")
+    assert "too few positive labels" in sentence
+    assert "helps" not in sentence
+    table = scores(n_positive, gpt_tiny_64=0.7, counts=0.5)
+    assert "too few to judge" in best_sentence(table, difference(0.1, 0.3, reference="counts"), "t")
+
+
 def test_the_best_model_is_not_the_baseline():
     table = scores(gpt_tiny_64=0.7, gpt_tiny_512=0.8, counts=0.9)
     against = difference(-0.15, -0.05, reference="counts")
@@ -54,7 +63,7 @@ def test_the_best_model_is_not_the_baseline():
 
 
 def test_the_figure_shows_every_model_its_interval_and_the_counts():
-    table = scores(gpt_tiny_64=0.7, gpt_tiny_512=0.8, mamba_tiny_64=0.6, counts=0.65)
+    table = scores("<10", gpt_tiny_64=0.7, gpt_tiny_512=0.8, mamba_tiny_64=0.6, counts=0.65)
     figure = score_by_context(table, MODELS)
     axes = figure.axes[0]
     drawn = {tuple(y) for line in axes.get_lines() for y in [line.get_ydata()] if len(y) in (1, 2)}
@@ -67,7 +76,7 @@ def test_the_figure_shows_every_model_its_interval_and_the_counts():
 
 
 def test_masked_counts_are_read_as_text(tmp_path):
-    masked = scores(gpt_tiny_64=0.7)
+    masked = scores("<10", gpt_tiny_64=0.7)
     for name in ("scores", "differences", "labels", "models"):
         masked.write_csv(tmp_path / f"{name}.csv")
     assert read_tables(tmp_path)["scores"]["n_positive"][0] == "<10"
