@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ehrctx.artifacts import MANIFEST
 from ehrctx.errors import InputError
 from ehrctx.study import Labels
-from ehrctx.tasks.definition import load_definition, task_name
+from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.label_sets import limit_times, read_labels, write_labels
 
 START = datetime(2020, 1, 1)
@@ -137,7 +137,7 @@ def test_sharding_leaves_no_trace(cohort, repository, unlimited, tmp_path, write
 
 def test_shipped_definitions_are_named_like_their_files(repository):
     for file in (repository / "ehrctx" / "tasks" / "definitions").glob("*.yaml"):
-        assert task_name(file.stem) == task_name(str(file)) == file.stem
+        assert load_definition(file.stem).task == task_name(str(file)) == file.stem
 
 
 def test_unknown_task_names_the_nearest():
