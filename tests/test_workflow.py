@@ -141,7 +141,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(finished, repositor
     done, _ = finished
     folder = clone(repository, tmp_path / "clone")
     target = "results/smoke/models/mamba-tiny-128"
-    words = [*SNAKEMAKE, *SMOKE, target]
+    words = [*SNAKEMAKE, target, *SMOKE]
     # without checkpoint_seconds, so that the settings, and with them the weights, are those of the finished study
     checkpoint = folder / "results/smoke/checkpoints/mamba-tiny-128/run.json"
     running = subprocess.Popen(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 
 import pytest
@@ -162,3 +165,26 @@ def test_without_numba_torch_takes_over(monkeypatch: pytest.MonkeyPatch, caplog:
     finally:
         dispatch._numba_scan.cache_clear()
         dispatch._log_choice.cache_clear()
+
+
+def test_freshly_compiled_and_cached_kernels_round_alike(tmp_path):
+    # a resumed training runs from numba's cache what its first part may have compiled
+    script = """
+        import hashlib, torch
+        from ehrctx.models.ops.selective_scan import selective_scan
+        torch.set_num_threads(1)
+        g = torch.Generator().manual_seed(0)
+        u, delta = torch.randn(2, 33, 70, generator=g), torch.rand(2, 33, 70, generator=g)
+        a, d = -torch.rand(70, 16, generator=g), torch.randn(70, generator=g)
+        b, c = torch.randn(2, 33, 16, generator=g), torch.randn(2, 33, 16, generator=g)
+        inputs = [x.requires_grad_() for x in (u, delta, a, b, c, d)]
+        y = selective_scan(*inputs, backend="numba")
+        y.square().sum().backward()
+        parts = [y.detach(), *(x.grad for x in inputs)]
+        print([hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in parts])
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [subprocess.run(words, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert any(tmp_path.rglob("*.nbc"))
+    assert runs[0].stdout == runs[1].stdout

@@ -91,7 +91,11 @@ def write_labels_folder():
 
     def write(folder: Path, frames: dict[str, pl.DataFrame]) -> Path:
         with new_artifact(
-            folder, LABELS, {}, {}, {task: {"labels": f.height} for task, f in frames.items()}
+            folder,
+            LABELS,
+            {"tasks": [{"task": task} for task in frames]},
+            {},
+            {task: {"labels": f.height} for task, f in frames.items()},
         ) as partial:
             for task, frame in frames.items():
                 frame.write_parquet(partial / f"{task}.parquet")

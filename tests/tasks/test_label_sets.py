@@ -137,7 +137,7 @@ def test_sharding_leaves_no_trace(cohort, repository, unlimited, tmp_path, write
 
 def test_shipped_definitions_are_named_like_their_files(repository):
     for file in (repository / "ehrctx" / "tasks" / "definitions").glob("*.yaml"):
-        assert load_definition(file.stem).task == task_name(str(file)) == file.stem
+        assert load_definition(file.stem).task == load_definition(str(file)).task == file.stem
 
 
 def test_unknown_task_names_the_nearest():

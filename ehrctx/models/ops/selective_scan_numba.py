@@ -11,6 +11,9 @@ result depends on the number of threads.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -32,10 +35,15 @@ BLOCK = 128
 # of each tile holds the state before the chunk, or the carry from after it.
 _TILE = (CHUNK + 1) * BLOCK
 _DELTA, _DRIVE, _Y, _STATE, _CARRY, _GRAD_DELTA, _GRAD_DRIVE = (i * _TILE for i in range(7))
-_TILES = 7 * _TILE
+# Two rows for the sums over channels.
+_SUM_B = 7 * _TILE
+_SUM_C = _SUM_B + BLOCK
+_TILES = _SUM_C + BLOCK
 
-# NaN must propagate, hence no "nnan"; "reassoc" lets the sums over channels use vector registers.
-_FAST = {"contract", "nsz", "reassoc"}
+# NaN must propagate, hence no "nnan". No "reassoc" either: the compiler then orders sums as it likes, and orders them
+# differently when it compiles than in what it caches, so that a resumed training would not end with the same bits.
+_FAST = {"contract", "nsz"}
+_HALF, _QUARTER, _EIGHTH = BLOCK // 2, BLOCK // 4, BLOCK // 8
 
 # exp(x) = 2^k exp(r), r = x - k ln 2. Adding _ROUND rounds k = x / ln 2 to an integer that, thanks to the 127, sits in
 # the low bits of the sum already biased like a float32's exponent. ln 2 is split so that k * _LN2_HIGH is exact.
@@ -61,8 +69,8 @@ def _power_of_two(typing_context: Any, rounded: Any) -> Any:
     return types.float32(types.float32), generate
 
 
-# Without "reassoc", which would cancel the rounding by _ROUND.
-@numba.njit(fastmath={"contract", "nsz"}, cache=True)
+# "reassoc" would also cancel the rounding by _ROUND.
+@numba.njit(fastmath=_FAST, cache=True)
 def exp_float32(x: Any) -> Any:
     """exp in float32 to 2e-7; 0 below -87.33, NaN for NaN. Branch-free, so that loops over it vectorise (no SVML)."""
     bounded = _SMALLEST if x < _SMALLEST else (_LARGEST if x > _LARGEST else x)
@@ -118,6 +126,22 @@ def _recompute_state(tiles: Any, rate: Any, initial: Any, b: Any, steps: int) ->
 
 
 @numba.njit(fastmath=_FAST, cache=True)
+def _row_sum(tiles: Any, row: int) -> Any:
+    """The sum of one row of a tile, by halves: a fixed order that still uses vector registers. Overwrites the row."""
+    for j in range(_HALF):
+        tiles[row + j] += tiles[row + _HALF + j]
+    for j in range(_QUARTER):
+        tiles[row + j] += tiles[row + _QUARTER + j]
+    for j in range(_EIGHTH):
+        tiles[row + j] += tiles[row + _EIGHTH + j]
+    even, odd = _ZERO, _ZERO
+    for j in range(0, _EIGHTH, 2):
+        even += tiles[row + j]
+        odd += tiles[row + j + 1]
+    return even + odd
+
+
+@numba.njit(fastmath=_FAST, cache=True)
 def _backward_state(
     tiles: Any, rate: Any, carry: Any, b: Any, c: Any, grad_rate: Any, grad_b: Any, grad_c: Any, steps: int
 ) -> None:
@@ -126,21 +150,21 @@ def _backward_state(
         tiles[_CARRY + steps * BLOCK + j] = carry[j]
     for t in range(steps - 1, -1, -1):
         # max: LLVM cannot tell that a descending t is never negative, and would not vectorise (3-6 times slower).
-        row, b_t, c_t, sum_b, sum_c = max(t, 0) * BLOCK, b[t], c[t], _ZERO, _ZERO
+        row, b_t, c_t = max(t, 0) * BLOCK, b[t], c[t]
         for j in range(BLOCK):
             i = row + j
             grad_y, drive = tiles[_Y + i], tiles[_DRIVE + i]
             grad_h = tiles[_CARRY + i + BLOCK] + grad_y * c_t
             grad_previous = grad_h * tiles[_CARRY + i]
             grad_exponent = grad_previous * tiles[_STATE + i]
-            sum_b += grad_h * drive
-            sum_c += grad_y * tiles[_STATE + i + BLOCK]
+            tiles[_SUM_B + j] = grad_h * drive
+            tiles[_SUM_C + j] = grad_y * tiles[_STATE + i + BLOCK]
             tiles[_CARRY + i] = grad_previous
             tiles[_GRAD_DRIVE + i] += grad_h * b_t
             tiles[_GRAD_DELTA + i] += grad_exponent * rate[j]
             grad_rate[j] += grad_exponent * tiles[_DELTA + i]
-        grad_b[t] = sum_b
-        grad_c[t] = sum_c
+        grad_b[t] = _row_sum(tiles, _SUM_B)
+        grad_c[t] = _row_sum(tiles, _SUM_C)
     for j in range(BLOCK):
         carry[j] = tiles[_CARRY + j]
 
@@ -203,24 +227,26 @@ def _backward_task(
     _copy_columns(grad_rates, 0, grad_a, first, width)
 
 
-@numba.njit(parallel=True, fastmath=_FAST, cache=True)
-def _forward(u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, y: Any, boundaries: Any) -> None:
-    batch, _, channels = u.shape
+@numba.njit(nogil=True, fastmath=_FAST, cache=True)
+def _forward(
+    u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, y: Any, boundaries: Any, first_task: int, last_task: int
+) -> None:
+    channels = u.shape[2]
     blocks = (channels + BLOCK - 1) // BLOCK
-    for task in numba.prange(batch * blocks):
+    for task in range(first_task, last_task):
         n, first = task // blocks, task % blocks * BLOCK
         width = min(BLOCK, channels - first)
         _forward_task(u[n], delta[n], a, b[n], c[n], d, y[n], boundaries[n], first, width)
 
 
-@numba.njit(parallel=True, fastmath=_FAST, cache=True)
+@numba.njit(nogil=True, fastmath=_FAST, cache=True)
 def _backward(
     u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, boundaries: Any, grad_y: Any,
-    grad_u: Any, grad_delta: Any, grad_a: Any, grad_b: Any, grad_c: Any, grad_d: Any,
+    grad_u: Any, grad_delta: Any, grad_a: Any, grad_b: Any, grad_c: Any, grad_d: Any, first_task: int, last_task: int,
 ) -> None:  # fmt: skip
-    batch, _, channels = u.shape
+    channels = u.shape[2]
     blocks = (channels + BLOCK - 1) // BLOCK
-    for task in numba.prange(batch * blocks):
+    for task in range(first_task, last_task):
         n, block = task // blocks, task % blocks
         first = block * BLOCK
         width = min(BLOCK, channels - first)
@@ -230,22 +256,43 @@ def _backward(
         )  # fmt: skip
 
 
-def _use_torch_threads() -> None:
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    if torch.get_num_threads() != threads:
-        # The first call starts numba's threads, which resets torch's number too where both use one OpenMP library.
-        torch.set_num_threads(threads)
+@cache
+def _workers(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="selective-scan")
+
+
+def _in_threads(kernel: Any, tasks: int, *arrays: np.ndarray) -> None:
+    """Runs a kernel's tasks in as many threads as torch uses.
+
+    Not numba's `prange`: starting its threads resets the number of torch's, and they spin beside other jobs.
+    """
+    threads = min(torch.get_num_threads(), tasks)
+    bounds = [tasks * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        kernel(*arrays, 0, tasks)
+        return
+    for done in [_workers(threads).submit(kernel, *arrays, first, last) for first, last in pairwise(bounds)]:
+        done.result()
 
 
 def _run_forward(arrays: list[np.ndarray], keep_boundaries: bool) -> tuple[Tensor, Tensor]:
     """y [batch, length, channels] and the states before each chunk [batch, chunks or 0, state, channels]."""
     (batch, length, channels), states = arrays[0].shape, len(arrays[2])
-    y = np.empty((batch, length, channels), np.float32)
-    boundaries = np.empty((batch, -(-length // CHUNK) if keep_boundaries else 0, states, channels), np.float32)
-    _use_torch_threads()
-    _forward(*arrays, y, boundaries)
-    return torch.from_numpy(y), torch.from_numpy(boundaries)
+    y = torch.empty(batch, length, channels)
+    boundaries = torch.empty(batch, -(-length // CHUNK) if keep_boundaries else 0, states, channels)
+    _in_threads(_forward, batch * -(-channels // BLOCK), *arrays, y.numpy(), boundaries.numpy())
+    return y, boundaries
+
+
+def _sum(parts: np.ndarray, axis: int) -> Tensor:
+    """The tasks' parts summed in a fixed order, in memory that torch allocated.
+
+    What goes on to a matrix product must be aligned as torch aligns it: numpy's buffers are not, and MKL then rounds
+    differently from run to run, so that a resumed training would not end with the same bits.
+    """
+    total = torch.empty([n for i, n in enumerate(parts.shape) if i != axis])
+    np.sum(parts, axis=axis, out=total.numpy())
+    return total
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -263,17 +310,17 @@ class _SelectiveScan(torch.autograd.Function):
         u, delta, a, b, c, d, boundaries = (x.detach().numpy() for x in ctx.saved_tensors)
         batch, length, channels = u.shape
         states, blocks = len(a), -(-channels // BLOCK)
-        grad_u, grad_delta = np.empty_like(u), np.empty_like(delta)
+        grad_u, grad_delta = torch.empty(u.shape), torch.empty(delta.shape)
         grad_a = np.empty((batch, states, channels), np.float32)
         grad_b, grad_c = (np.empty((batch, blocks, states, length), np.float32) for _ in range(2))
         grad_d = np.zeros((batch, channels), np.float32)
-        _use_torch_threads()
-        _backward(
+        _in_threads(
+            _backward, batch * blocks,
             u, delta, a, b, c, d, boundaries, grad_y.contiguous().numpy(),
-            grad_u, grad_delta, grad_a, grad_b, grad_c, grad_d,
+            grad_u.numpy(), grad_delta.numpy(), grad_a, grad_b, grad_c, grad_d,
         )  # fmt: skip
-        shared = (grad_a.sum(0), grad_b.sum(1), grad_c.sum(1), grad_d.sum(0))
-        return tuple(torch.from_numpy(x) for x in (grad_u, grad_delta, *shared))
+        shared = (_sum(grad_a, 0), _sum(grad_b, 1), _sum(grad_c, 1), _sum(grad_d, 0))
+        return grad_u, grad_delta, *shared
 
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
