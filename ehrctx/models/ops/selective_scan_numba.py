@@ -12,7 +12,7 @@ result depends on the number of threads.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -271,7 +271,7 @@ def _in_threads(kernel: Any, tasks: int, *arrays: np.ndarray) -> None:
     if threads == 1:
         kernel(*arrays, 0, tasks)
         return
-    for done in [_workers(threads).submit(kernel, *arrays, first, last) for first, last in pairwise(bounds)]:
+    for done in [_workers(threads).submit(partial(kernel, *arrays, first, last)) for first, last in pairwise(bounds)]:
         done.result()
 
 
