@@ -2,10 +2,11 @@
 # make smoke    the same workflow on a pocket-size study, in about a minute
 # make test     the tests
 # make check    ruff and mypy
+# make bench    speed against named baselines, as JSON lines
 # make dashboard  the MLflow dashboard, on this machine only
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo smoke test check dashboard clean
+.PHONY: demo smoke test check bench dashboard clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,6 +29,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/training_step.py
 
 dashboard: $(READY)
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
