@@ -52,7 +52,7 @@ def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray) -> It
         subject = int(subjects[first])
         rows = np.arange(first, last)
         visible = windows.timelines.visible(subject, times[first:last])
-        fits = windows.fits(subject, visible)
+        fits = windows.fits(visible)
         if fits.any():
             # the position of the v-th visible token is v, after [BOS] at 0
             longest = int(visible[fits].max())

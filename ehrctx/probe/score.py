@@ -23,7 +23,6 @@ from ehrctx.tasks.label_sets import read_labels
 
 EVALUATED = "held_out"
 KEYS = ["task", "model", "head", "k", "replicate"]
-TABLES = ("scores", "differences", "labels", "models")
 
 
 def mask(count: pl.Expr, privacy: Privacy) -> pl.Expr:

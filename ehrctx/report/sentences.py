@@ -47,7 +47,7 @@ def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str,
             verdict = "no difference can be told"
         found.append(
             f"{arch}: {verdict} ({long['context']:,} against {short['context']:,} tokens: "
-            f"{_number(d['value'])} AUROC, 95 % interval {_number(d['lower'])} to {_number(d['upper'])})"
+            f"{_number(d['value'])} AUROC, interval {_number(d['lower'])} to {_number(d['upper'])})"
         )
     return found
 

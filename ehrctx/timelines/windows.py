@@ -72,7 +72,7 @@ class Windows:
         room = int(self.room(np.array([subject]))[0])
         return np.concatenate([[BOS], prefix, body[max(0, len(body) - room) :]]).astype(np.int64)
 
-    def fits(self, subject: int, visible: np.ndarray) -> np.ndarray:
+    def fits(self, visible: np.ndarray) -> np.ndarray:
         """Whether the whole visible history fits one window, so that windows share it as a prefix; bool[n]."""
         return 1 + visible <= self.context
 

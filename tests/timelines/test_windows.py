@@ -47,7 +47,7 @@ def test_history_is_bos_prefix_and_the_most_recent(shape, context):
             recent = timed[:seen][-room:] if seen else []
             assert window == [BOS, *static, *recent]
             assert len(window) <= context
-            assert windows.fits(subject, np.array([len(static) + seen])).tolist() == [seen <= room]
+            assert windows.fits(np.array([len(static) + seen])).tolist() == [seen <= room]
 
 
 @given(sizes, contexts)
