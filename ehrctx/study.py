@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ehrctx.errors import InputError, nearest
 
-ARCHITECTURES = ("gpt", "mamba")
-SIZES = ("tiny",)
+ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")
+SIZES = ("tiny", "small", "paper")
 MODEL_ID = re.compile(r"(?P<arch>[a-z0-9]+)-(?P<size>[a-z]+)-(?P<context>[0-9]+)(?:-s(?P<seed>[0-9]+))?")
 MINIMUM_CONTEXT = 8
 

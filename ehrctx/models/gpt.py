@@ -6,7 +6,11 @@ from typing import Any
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-SIZES: dict[str, dict[str, Any]] = {"tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128}}
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 128},
+    "small": {"n_layer": 6, "n_head": 6, "n_embd": 384},
+    "paper": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+}
 
 
 def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> GPT2LMHeadModel:

@@ -14,21 +14,13 @@ from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
 from ehrctx.models.ops.selective_scan import selective_scan
+from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 
-SIZES: dict[str, dict[str, Any]] = {"tiny": {"num_hidden_layers": 4, "hidden_size": 128, "state_size": 16}}
-
-
-def depthwise_causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """y_t = bias + sum_k weight_k x_{t-K+1+k}: x [batch, length, channels], weight [channels, K], bias [channels].
-
-    Shift-and-add: on CPU 3-4 times faster than `F.conv1d` with groups, and no transposes around it.
-    """
-    kernel, length = weight.shape[1], x.shape[1]
-    padded = F.pad(x, (0, 0, kernel - 1, 0))
-    y = bias + padded[:, :length] * weight[:, 0]
-    for k in range(1, kernel):
-        y = torch.addcmul(y, padded[:, k : k + length], weight[:, k])
-    return y
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num_hidden_layers": 4, "hidden_size": 128, "state_size": 16},
+    "small": {"num_hidden_layers": 12, "hidden_size": 384, "state_size": 16},
+    "paper": {"num_hidden_layers": 24, "hidden_size": 768, "state_size": 16},
+}
 
 
 class ScanMixer(nn.Module):

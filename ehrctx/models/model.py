@@ -14,18 +14,29 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, GPT2LMHeadModel, MambaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, GPT2LMHeadModel, LlamaForCausalLM, MambaForCausalLM, PreTrainedModel
 
 from ehrctx.errors import InputError
-from ehrctx.models import gpt, mamba
+from ehrctx.models import gpt, hyena, llama, mamba
 from ehrctx.models.ops.token_loss import token_loss
 from ehrctx.study import ModelId
 from ehrctx.timelines.spec import BOS, EOS
 
 # No padding token: transformers would ask for a mask, which right padding makes needless.
 SPECIAL: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": None}
-BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"gpt": gpt.build, "mamba": mamba.build}
-CLASSES: dict[str, Any] = {"gpt2": GPT2LMHeadModel, "mamba": MambaForCausalLM}
+BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
+    "gpt": gpt.build,
+    "llama": llama.build,
+    "mamba": mamba.build,
+    "hyena": hyena.build,
+}
+CLASSES: dict[str, Any] = {
+    "gpt2": GPT2LMHeadModel,
+    "llama": LlamaForCausalLM,
+    "mamba": MambaForCausalLM,
+    "ehrctx_hyena": hyena.HyenaForCausalLM,
+}
+AutoConfig.register("ehrctx_hyena", hyena.HyenaConfig, exist_ok=True)
 
 
 class TimelineModel(nn.Module):

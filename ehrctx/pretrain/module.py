@@ -58,10 +58,11 @@ class PretrainingModule(LightningModule):
         return batch  # its batches are moved one at a time, as each is used
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; only matrices decay (no bias, gain, or state-space parameter A and D)."""
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in named if p.ndim >= 2 and not name.endswith("A_log")]
-        others = [p for name, p in named if p.ndim < 2 or name.endswith("A_log")]
+        """AdamW; only matrices decay: no bias, gain, state-space parameter A and D, or implicit filter."""
+        matrices, others = [], []
+        for name, parameter in self.model.named_parameters():
+            decays = parameter.ndim >= 2 and not name.endswith("A_log") and ".filter." not in name
+            (matrices if decays else others).append(parameter)
         groups = [
             {"params": matrices, "weight_decay": self.settings.weight_decay},
             {"params": others, "weight_decay": 0.0},

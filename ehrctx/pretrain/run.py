@@ -26,11 +26,11 @@ from ehrctx.errors import InputError
 from ehrctx.models.model import build_model, save_model
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.module import PretrainingModule
+from ehrctx.pretrain.trained import KIND
 from ehrctx.study import ModelId, Pretraining
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
-KIND = "model"
 CHECKPOINT = "last.ckpt"
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 MAY_DIFFER = frozenset({"checkpoint_seconds", "threads", "accelerator"})

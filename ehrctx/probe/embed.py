@@ -20,12 +20,11 @@ import torch
 from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, load_model
-from ehrctx.pretrain.run import KIND as MODEL
-from ehrctx.tasks.label_sets import read_labels
+from ehrctx.pretrain.trained import KIND as MODEL
+from ehrctx.probe.embeddings import KIND
+from ehrctx.tasks.label_sets import prediction_times, read_labels
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows, batches_by_budget, pad
-
-KIND = "embeddings"
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,6 @@ class Pass:
     rows: np.ndarray
     positions: np.ndarray
     length: int
-
-
-def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """The distinct (subject_id, prediction_time) of all tasks, in order."""
-    keys = [frame.select("subject_id", "prediction_time") for frame in labels.values()]
-    return pl.concat(keys).unique().sort("subject_id", "prediction_time")
 
 
 def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray) -> Iterator[Pass]:
@@ -123,12 +116,3 @@ def embed(
         np.save(folder / "embeddings.npy", rows)
         keys.write_parquet(folder / "index.parquet")
     return facts
-
-
-def read_embeddings(folder: Path) -> tuple[pl.DataFrame, np.ndarray]:
-    """The index (subject_id, prediction_time) and the memory-mapped rows float32[n, hidden]."""
-    read_manifest(folder, KIND)
-    folder = Path(folder)
-    return pl.read_parquet(folder / "index.parquet"), np.load(
-        folder / "embeddings.npy", mmap_mode="r", allow_pickle=False
-    )

@@ -11,11 +11,11 @@ import polars as pl
 from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.events.splits import read_splits
 from ehrctx.probe.counts import count_features
-from ehrctx.probe.embed import KIND as EMBEDDINGS
-from ehrctx.probe.embed import prediction_times, read_embeddings
+from ehrctx.probe.embeddings import KIND as EMBEDDINGS
+from ehrctx.probe.embeddings import read_embeddings
 from ehrctx.probe.heads import Features, fit_probe
 from ehrctx.study import Probe
-from ehrctx.tasks.label_sets import read_labels
+from ehrctx.tasks.label_sets import prediction_times, read_labels
 from ehrctx.timelines.store import Timelines
 
 KIND = "predictions"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file, read_manifest
+from ehrctx.artifacts import fingerprint, new_file
 from ehrctx.errors import InputError
 from ehrctx.events.meds import SPLITS
 from ehrctx.events.splits import read_splits
-from ehrctx.pretrain.run import KIND as MODEL
+from ehrctx.pretrain.trained import trained_model
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.statistics import SCORES, interval, scores, subject_draws
 from ehrctx.study import Privacy, Statistics
@@ -114,10 +114,9 @@ def model_table(folders: Sequence[Path]) -> pl.DataFrame:
     )
     rows = []
     for folder in folders:
-        manifest = read_manifest(folder, MODEL)
-        facts = manifest["facts"]
+        model, facts = trained_model(folder)
         rows.append(
-            {"model": manifest["settings"]["model"]}
+            {"model": model}
             | {c: facts[c] for c in (*columns, "passes", "device")}
             | {"validation_loss": facts["validation"][-1][1]}
         )

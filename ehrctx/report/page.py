@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
-from ehrctx.pretrain.run import KIND as MODEL
+from ehrctx.pretrain.trained import trained_model
 from ehrctx.report.figures import BASELINE, SCORE_NAMES, score_by_context, validation_curves
 from ehrctx.report.sentences import FEW_POSITIVES, best_sentence, context_sentence, few_positives
 
@@ -46,11 +46,10 @@ def _image(figure: Figure) -> str:
 def _validation_curves(models: list[Path]) -> pl.DataFrame:
     rows = []
     for folder in models:
-        manifest = read_manifest(folder, MODEL)
-        facts = manifest["facts"]
+        model, facts = trained_model(folder)
         rows += [
             {
-                "model": manifest["settings"]["model"],
+                "model": model,
                 "arch": facts["arch"],
                 "context": facts["context"],
                 "tokens": t,

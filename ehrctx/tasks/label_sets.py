@@ -95,3 +95,9 @@ def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
         task: pl.read_parquet(Path(folder) / f"{task}.parquet")
         for task in (d["task"] for d in manifest["settings"]["tasks"])
     }
+
+
+def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """The distinct (subject_id, prediction_time) of all tasks, in order."""
+    keys = [frame.select("subject_id", "prediction_time") for frame in labels.values()]
+    return pl.concat(keys).unique().sort("subject_id", "prediction_time")

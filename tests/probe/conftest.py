@@ -11,7 +11,7 @@ import torch
 
 from ehrctx.artifacts import new_artifact
 from ehrctx.models.model import build_model, save_model
-from ehrctx.pretrain.run import KIND as MODEL
+from ehrctx.pretrain.trained import KIND as MODEL
 from ehrctx.study import ModelId
 from ehrctx.tasks.label_sets import KIND as LABELS
 from ehrctx.timelines.store import SUBJECT, Timelines

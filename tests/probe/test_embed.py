@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
 from ehrctx.models.model import build_model, load_model
-from ehrctx.probe.embed import embed, embed_rows, plan_passes, prediction_times, read_embeddings
+from ehrctx.probe.embed import embed, embed_rows, plan_passes
+from ehrctx.probe.embeddings import read_embeddings
 from ehrctx.study import ModelId
-from ehrctx.tasks.label_sets import read_labels
+from ehrctx.tasks.label_sets import prediction_times, read_labels
 from ehrctx.timelines.spec import BOS
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows

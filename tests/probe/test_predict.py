@@ -12,7 +12,7 @@ from sklearn.preprocessing import MaxAbsScaler
 
 from ehrctx.artifacts import new_artifact
 from ehrctx.errors import InputError
-from ehrctx.probe.embed import KIND as EMBEDDINGS
+from ehrctx.probe.embeddings import KIND as EMBEDDINGS
 from ehrctx.probe.predict import PREDICTIONS, probe_counts, probe_embeddings, read_predictions
 from ehrctx.study import Probe
 from ehrctx.tasks.label_sets import read_labels

@@ -1,0 +1,16 @@
+"""What a training leaves behind, readable without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ehrctx.artifacts import read_manifest
+
+KIND = "model"
+
+
+def trained_model(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The id of the model in `folder` and the facts of its training (see `pretrain.run.pretrain`)."""
+    manifest = read_manifest(folder, KIND)
+    return manifest["settings"]["model"], manifest["facts"]
