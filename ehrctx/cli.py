@@ -71,7 +71,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="the same seed gives the same cohort", min=0)] = 0,
 ) -> None:
     """Write a small seeded MEDS cohort in which an early episode raises a later risk."""
-    from ehrctx.events.simulate import simulate as run
+    from ehrctx.events.simulate.cohort import simulate as run
     from ehrctx.study import Simulation
 
     _print(run(Simulation(subjects=subjects, seed=seed), out))

@@ -83,7 +83,7 @@ def mimic_demo() -> Path:
 def cohort(tmp_path_factory, repository) -> Cohort:
     """300 simulated subjects with splits, CLMBR timelines and the labels of three tasks. Read it, never change it."""
     from ehrctx.events.meds import open_dataset
-    from ehrctx.events.simulate import simulate
+    from ehrctx.events.simulate.cohort import simulate
     from ehrctx.events.splits import subject_splits
     from ehrctx.study import Labels, Simulation
     from ehrctx.tasks.label_sets import write_labels

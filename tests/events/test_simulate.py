@@ -9,7 +9,8 @@ from ehrctx.errors import InputError
 from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
-from ehrctx.events.simulate import WASHOUT_EVENTS, simulate
+from ehrctx.events.simulate.cohort import simulate
+from ehrctx.events.simulate.life import WASHOUT_EVENTS
 from ehrctx.study import Labels, Simulation
 from ehrctx.tasks.label_sets import write_labels
 
