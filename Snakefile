@@ -12,6 +12,7 @@ include: "pipelines/rules/timelines.smk"
 include: "pipelines/rules/labels.smk"
 include: "pipelines/rules/models.smk"
 include: "pipelines/rules/probes.smk"
+include: "pipelines/rules/robustness.smk"
 include: "pipelines/rules/report.smk"
 
 
@@ -19,5 +20,5 @@ rule all:
     default_target: True
     input:
         f"{RESULTS}/report/index.html",
-        f"{RESULTS}/report/overview.html",
-        expand(f"{RESULTS}/report/{{table}}.csv", table=["scores", "differences", "labels", "models"]),
+        expand(f"{RESULTS}/report/{{notebook}}.html", notebook=NOTEBOOKS),
+        expand(f"{RESULTS}/report/{{table}}.csv", table=TABLES),

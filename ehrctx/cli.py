@@ -200,7 +200,7 @@ def score(
     model: Annotated[list[Path], typer.Option(help="folders that `ehrctx pretrain` wrote; repeat for several")],
     labels: LabelsFolder,
     splits: SplitsFile,
-    out: Annotated[Path, typer.Option(help="folder for scores.csv, differences.csv, labels.csv, models.csv")],
+    out: Annotated[Path, typer.Option(help="folder for the tables: scores, differences, labels, models, curves")],
     settings: Settings = None,
     privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
     tracking: Store = None,
@@ -222,9 +222,77 @@ def score(
 
 
 @app.command()
+def properties(timelines: TimelinesFolder, labels: LabelsFolder, out: Out) -> None:
+    """Write repetition, irregularity and length of the history at every prediction time."""
+    from ehrctx.robustness.properties import write_properties
+
+    _print(write_properties(timelines, labels, out))
+
+
+@app.command()
+def perplexity(
+    model: Annotated[Path, typer.Option(help="folder that `ehrctx pretrain` wrote")],
+    timelines: TimelinesFolder,
+    out: Out,
+    settings: Settings = None,
+    batch_tokens: Annotated[int, typer.Option(help="tokens of one forward pass, padding included", min=1)] = 8_192,
+    threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+) -> None:
+    """Write the loss of every token of held-out timelines. Settings: the study's `perplexity`."""
+    from ehrctx.robustness.token_losses import write_token_losses
+    from ehrctx.study import Perplexity
+    from ehrctx.study import settings as parse
+
+    _print(write_token_losses(model, timelines, parse(Perplexity, settings), out, batch_tokens, threads))
+
+
+@app.command()
+def robustness(
+    predictions: Annotated[list[Path], typer.Option(help="folders that `ehrctx probe` wrote; repeat for several")],
+    properties: Annotated[Path, typer.Option(help="folder that `ehrctx properties` wrote")],
+    losses: Annotated[list[Path], typer.Option(help="folders that `ehrctx perplexity` wrote; repeat for several")],
+    out: Annotated[Path, typer.Option(help="folder for strata.csv and perplexity.csv")],
+    statistics: Annotated[str | None, typer.Option(help="the study's `statistics` as YAML text")] = None,
+    perplexity: Annotated[str | None, typer.Option(help="the study's `perplexity` as YAML text")] = None,
+    privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
+) -> None:
+    """Write Brier scores by quartile of each property, and perplexity by token position, with intervals."""
+    from ehrctx.robustness.tables import write_tables
+    from ehrctx.study import Perplexity, Privacy, Statistics
+    from ehrctx.study import settings as parse
+
+    tables = write_tables(
+        predictions,
+        properties,
+        losses,
+        parse(Statistics, statistics, "--statistics"),
+        parse(Perplexity, perplexity, "--perplexity"),
+        parse(Privacy, privacy, "--privacy"),
+        out,
+    )
+    typer.echo(", ".join(f"{out}/{name}.csv: {table.height} rows" for name, table in tables.items()))
+
+
+@app.command()
+def plan(
+    study: Annotated[str, typer.Argument(help="a study in pipelines/studies/, or the path of one")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Print what the trainings of a study take on this machine: parameters, steps, time, memory. Nothing is trained."""
+    from ehrctx.pretrain.plan import plan as run
+    from ehrctx.pretrain.plan import plan_text
+    from ehrctx.study import Study, find, load
+
+    found = run(load(Study, find(study, Path("pipelines/studies"), "study")))
+    if as_json:
+        _print(found)
+    else:
+        typer.echo(plan_text(found))
+
+
+@app.command()
 def report(
-    tables: Annotated[Path, typer.Option(help="folder that `ehrctx score` filled")],
-    model: Annotated[list[Path], typer.Option(help="folders that `ehrctx pretrain` wrote; repeat for several")],
+    tables: Annotated[Path, typer.Option(help="folder that `ehrctx score` and `ehrctx robustness` filled")],
     timelines: TimelinesFolder,
     summary: Annotated[Path, typer.Option(help="the file that `ehrctx check --out` wrote")],
     study: Annotated[str, typer.Option(help="the study as YAML text, for the page's last section")],
@@ -235,7 +303,7 @@ def report(
     from ehrctx.study import Study
     from ehrctx.study import settings as parse
 
-    write_report(tables, model, timelines, summary, parse(Study, study, "--study").model_dump(mode="json"), out)
+    write_report(tables, timelines, summary, parse(Study, study, "--study").model_dump(mode="json"), out)
     typer.echo(f"report: {out}")
 
 

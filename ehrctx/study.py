@@ -78,8 +78,11 @@ class HashSplits(Config):
 
 
 class Labels(Config):
-    """How many labels of a task are used."""
+    """Which labels of a task are used."""
 
+    given: str | None = Field(
+        None, description="a folder of label files, <task>/labels.parquet or <task>.parquet, instead of making labels"
+    )
     max_times_per_subject: int | None = Field(
         None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
     )
@@ -121,13 +124,37 @@ class Pretraining(Config):
             )
 
 
-class Probe(Config):
-    """Heads on frozen representations (the study's grid)."""
+class Forest(Config):
+    """Grid of the random forest on counts."""
 
-    regularization: tuple[float, ...] = Field(
-        (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2, 1e4), description="values of C; the tuning split's AUROC chooses"
+    trees: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 50, 100, 300), min_length=1)
+    depth: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 5, 10, 20), min_length=1)
+
+
+class Boosting(Config):
+    """Grid of LightGBM on counts (the study's)."""
+
+    depth: tuple[int, ...] = Field((3, 6, -1), min_length=1, description="-1: no limit")
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.02, 0.1, 0.5), min_length=1)
+    leaves: tuple[Annotated[int, Field(ge=2)], ...] = Field((10, 25, 100), min_length=1)
+    rounds: int = Field(100, ge=1)
+
+
+class Probe(Config):
+    """Heads: logistic regression on frozen representations; the same and tree ensembles on counts."""
+
+    regularization: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2, 1e4),
+        min_length=1,
+        description="values of C; the tuning split's AUROC chooses",
     )
     max_iterations: int = Field(1000, ge=1)
+    baselines: tuple[Literal["logistic_regression", "random_forest", "lightgbm"], ...] = Field(
+        ("logistic_regression", "random_forest", "lightgbm"), min_length=1, description="heads on counts"
+    )
+    forest: Forest = Forest()
+    boosting: Boosting = Boosting()
+    seed: int = Field(0, ge=0, description="of the forest and of LightGBM")
 
 
 class Statistics(Config):
@@ -136,6 +163,20 @@ class Statistics(Config):
     replicates: int = Field(1000, ge=20)
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = Field(0, ge=0)
+
+
+class Perplexity(Config):
+    """Perplexity by token position, on held-out subjects."""
+
+    window: int | None = Field(None, ge=8, description="tokens of a window; the model's context length if left out")
+    stride: int | None = Field(
+        None, ge=1, description="tokens scored per window after the first; half a window if left out (published: 32)"
+    )
+    subjects: int = Field(20_000, ge=1, description="at most so many subjects, drawn once")
+    seed: int = Field(0, ge=0)
+    bins_per_octave: int = Field(2, ge=1, description="log-spaced bins of position")
+    minimum_tokens: int = Field(30, ge=1, description="a bin with fewer tokens is left out")
+    minimum_subjects: int = Field(10, ge=1, description="a bin of fewer subjects is left out")
 
 
 class Privacy(Config):
@@ -159,6 +200,7 @@ class Study(Config):
     pretraining: Pretraining = Pretraining()
     probe: Probe = Probe()
     statistics: Statistics = Statistics()
+    perplexity: Perplexity = Perplexity()
     privacy: Privacy = Privacy()
 
     @model_validator(mode="after")
@@ -235,7 +277,7 @@ def load(model: type[C], path: Path) -> C:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None

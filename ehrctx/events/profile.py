@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ehrctx.study import Config, find
 
@@ -19,10 +21,29 @@ class DatasetProfile(Config):
     birth: str = Field("MEDS_BIRTH", description="its time is the origin of a subject's clock")
     admission: tuple[str, ...] = Field((), description="events that open a hospital stay")
     discharge: tuple[str, ...] = Field((), description="events that close a hospital stay")
+    discharged_dead: tuple[str, ...] = Field((), description="those of `discharge` that say that the patient died")
+    icu_admission: tuple[str, ...] = Field((), description="events that open a stay in intensive care")
+    death: tuple[str, ...] = Field(("MEDS_DEATH",), description="events of death, with or without a time of day")
+    follow_up_end: str | None = Field(
+        None, description="until when admissions would be seen: record_end, death, or a last day YYYY-MM-DD"
+    )
     visit_column: str | None = Field(None, description="column that ties a discharge to its admission")
     unit_column: str | None = Field(None, description="column that holds the unit of numeric_value")
     unit_in_code: tuple[str, ...] = Field((), description="codes whose last //segment is the unit")
     date_only: tuple[str, ...] = Field((), description="codes stamped 00:00 that are known only at the day's end")
+
+    @field_validator("follow_up_end", mode="before")
+    @classmethod
+    def _kind_or_day(cls, value: Any) -> Any:
+        if value in (None, "record_end", "death"):
+            return value
+        try:  # YAML reads 2024-12-31 as a date
+            day = value if isinstance(value, date) else datetime.strptime(value, "%Y-%m-%d").date()
+        except (TypeError, ValueError):
+            day = None
+        if day is None or isinstance(day, datetime):
+            raise ValueError(f"{value!s} is not record_end, death or a date YYYY-MM-DD")
+        return day.isoformat()
 
 
 def find_profile(name_or_path: str) -> Path:

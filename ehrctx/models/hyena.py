@@ -53,7 +53,7 @@ class HyenaConfig(PretrainedConfig):
         self.filter_length, self.filter_width, self.filter_features = filter_length, filter_width, filter_features
         self.filter_frequency, self.short_kernel = filter_frequency, short_kernel
         self.layer_norm_eps, self.initializer_range = layer_norm_eps, initializer_range
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
 
 class FilterLinear(nn.Linear):
@@ -91,6 +91,7 @@ class ImplicitFilter(nn.Module):
             lag = torch.arange(length, dtype=torch.float32, device=weight.device) / self.config.filter_length
             x = self._features(lag)
             for layer in self.inner:
+                assert isinstance(layer, FilterLinear)
                 x = torch.sin(self.frequency.float() * F.linear(x, layer.weight.float(), layer.bias.float()))
             slow, fast = (-math.log(self.TARGET) / share for share in (self.SLOWEST, self.FASTEST))
             decay = torch.linspace(slow, fast, weight.shape[0], device=weight.device)
@@ -157,7 +158,8 @@ class HyenaModel(HyenaPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embeddings = value
 
     def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:

@@ -29,7 +29,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "intermediate_size": 2688,
     },
 }
-ROPE_THETA = 500_000.0
+# transformers 4 and 5 keep it in different places, and both take it by this name.
+ROPE: dict[str, Any] = {"rope_theta": 500_000.0}
 
 
 def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> LlamaForCausalLM:
@@ -38,10 +39,10 @@ def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]
         vocab_size=vocabulary_size,
         max_position_embeddings=context,
         rms_norm_eps=1e-5,
-        rope_theta=ROPE_THETA,
         tie_word_embeddings=False,
         attention_dropout=0.0,
         use_cache=False,
+        **ROPE,
         **SIZES[size],
         **special,
     )

@@ -18,7 +18,7 @@ from transformers import AutoConfig, GPT2LMHeadModel, LlamaForCausalLM, MambaFor
 
 from ehrctx.errors import InputError
 from ehrctx.models import gpt, hyena, llama, mamba
-from ehrctx.models.ops.token_loss import token_loss
+from ehrctx.models.ops.token_loss import token_loss, token_losses
 from ehrctx.study import ModelId
 from ehrctx.timelines.spec import BOS, EOS
 
@@ -75,6 +75,11 @@ class TimelineModel(nn.Module):
         real = positions < (lengths - 1).unsqueeze(1)
         states = self.states(tokens)[:, :-1][real]
         return token_loss(states, self.network.get_output_embeddings().weight, tokens[:, 1:][real]), len(states)
+
+    def token_losses(self, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """Loss (nats) of the tokens at (`rows`, `positions`) int64[n], each given all before it; float32[n]."""
+        states = self.states(tokens)[rows, positions - 1]
+        return token_losses(states, self.network.get_output_embeddings().weight, tokens[rows, positions])
 
 
 def build_model(model: ModelId, vocabulary_size: int, seed: int) -> TimelineModel:

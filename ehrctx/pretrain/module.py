@@ -59,7 +59,8 @@ class PretrainingModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; only matrices decay: no bias, gain, state-space parameter A and D, or implicit filter."""
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             decays = parameter.ndim >= 2 and not name.endswith("A_log") and ".filter." not in name
             (matrices if decays else others).append(parameter)

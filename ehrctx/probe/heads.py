@@ -1,60 +1,112 @@
-"""The study's linear probe: MaxAbsScaler, then L2 logistic regression whose C the tuning split chooses.
+"""Heads: the study's linear probe, and the tree ensembles that it fits on counts beside it.
 
-Scaler and model are fitted on the train split alone; C is chosen by the tuning split's AUROC; held-out rows are only
-predicted (context-clues, section 5).
+A head is fitted on the train split alone; the tuning split's AUROC chooses among the candidates of its grid; held-out
+rows are only predicted (context-clues, section 5).
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from lightgbm import LGBMClassifier
 from scipy.sparse import spmatrix
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
 from ehrctx.study import Probe
 
 Features: TypeAlias = np.ndarray | spmatrix
+LINEAR = "logistic_regression"
 
 
 @dataclass(frozen=True)
-class FittedProbe:
-    """A scaler and a logistic regression. `c` is the chosen C, `tuning_auroc` its AUROC there (None: one class)."""
+class FittedHead:
+    """A fitted classifier. `chosen` are its settings, `tuning_auroc` what chose them (None: one class there)."""
 
-    scaler: MaxAbsScaler
-    regression: LogisticRegression
-    c: float
+    classifier: Any
+    chosen: dict[str, float]
     tuning_auroc: float | None
     converged: bool
 
     def predict(self, features: Features) -> np.ndarray:
         """Probability of the positive class, float64[n]."""
-        return self.regression.predict_proba(self.scaler.transform(features))[:, 1]
+        return _probability(self.classifier, features)
 
 
-def fit_probe(
-    train: Features, y_train: np.ndarray, tuning: Features, y_tuning: np.ndarray, settings: Probe
-) -> FittedProbe:
-    """The study's probe. `train` must hold both classes; if `tuning` does not, the middle C of the grid is taken."""
-    scaler = MaxAbsScaler().fit(train)
-    x_train = scaler.transform(train)
-    grid = sorted(settings.regularization)
+def _probability(classifier: Any, features: Features) -> np.ndarray:
+    with warnings.catch_warnings():
+        # LightGBM names unnamed columns when it fits, and scikit-learn then misses the names
+        warnings.filterwarnings("ignore", message="X does not have valid feature names")
+        return classifier.predict_proba(features)[:, 1]
+
+
+def _logistic_regression(settings: Probe, *, C: float) -> Any:
+    return make_pipeline(MaxAbsScaler(), LogisticRegression(C=C, tol=1e-4, max_iter=settings.max_iterations))
+
+
+def _random_forest(settings: Probe, *, trees: int, depth: int) -> Any:
+    return RandomForestClassifier(n_estimators=trees, max_depth=depth, random_state=settings.seed, n_jobs=1)
+
+
+def _lightgbm(settings: Probe, *, depth: int, learning_rate: float, leaves: int) -> Any:
+    return LGBMClassifier(
+        max_depth=depth,
+        learning_rate=learning_rate,
+        num_leaves=leaves,
+        n_estimators=settings.boosting.rounds,
+        random_state=settings.seed,
+        deterministic=True,
+        force_row_wise=True,
+        n_jobs=1,
+        verbose=-1,
+    )
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {
+    LINEAR: _logistic_regression,
+    "random_forest": _random_forest,
+    "lightgbm": _lightgbm,
+}
+
+
+def candidates(head: str, settings: Probe) -> list[dict[str, Any]]:
+    """The grid of one head, simplest first: a tie goes to the simpler."""
+    grids: dict[str, dict[str, Any]] = {
+        LINEAR: {"C": sorted(settings.regularization)},
+        "random_forest": {"depth": sorted(settings.forest.depth), "trees": sorted(settings.forest.trees)},
+        "lightgbm": {
+            "leaves": sorted(settings.boosting.leaves),
+            "depth": settings.boosting.depth,
+            "learning_rate": sorted(settings.boosting.learning_rate),
+        },
+    }
+    grid = grids[head]
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def fit_head(
+    head: str, train: Features, y_train: np.ndarray, tuning: Features, y_tuning: np.ndarray, settings: Probe
+) -> FittedHead:
+    """The best candidate. `train` must hold both classes; if `tuning` does not, the middle of the grid is taken."""
+    grid = candidates(head, settings)
     both = len(np.unique(y_tuning)) == 2
-    x_tuning = scaler.transform(tuning) if both else None
-    best: FittedProbe | None = None
-    for c in grid if both else grid[len(grid) // 2 : len(grid) // 2 + 1]:
+    best: FittedHead | None = None
+    for chosen in grid if both else grid[len(grid) // 2 : len(grid) // 2 + 1]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            regression = LogisticRegression(C=c, tol=1e-4, max_iter=settings.max_iterations).fit(x_train, y_train)
+            classifier = BUILDERS[head](settings, **chosen).fit(train, y_train)
         converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        auroc = float(roc_auc_score(y_tuning, regression.predict_proba(x_tuning)[:, 1])) if both else None
-        # ties go to the smaller C, the more regularised model
+        auroc = float(roc_auc_score(y_tuning, _probability(classifier, tuning))) if both else None
         if best is None or (auroc is not None and best.tuning_auroc is not None and auroc > best.tuning_auroc):
-            best = FittedProbe(scaler, regression, c, auroc, converged)
+            best = FittedHead(classifier, chosen, auroc, converged)
     assert best is not None
     return best

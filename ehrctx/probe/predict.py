@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from ehrctx.events.splits import read_splits
 from ehrctx.probe.counts import count_features
 from ehrctx.probe.embeddings import KIND as EMBEDDINGS
 from ehrctx.probe.embeddings import read_embeddings
-from ehrctx.probe.heads import Features, fit_probe
+from ehrctx.probe.heads import LINEAR, Features, fit_head
 from ehrctx.study import Probe
 from ehrctx.tasks.label_sets import prediction_times, read_labels
 from ehrctx.timelines.store import Timelines
 
 KIND = "predictions"
-HEAD = "logistic_regression"
+COUNTS = "counts"  # what stands for a model's name in the baselines' rows
 PREDICTIONS: dict[str, Any] = {
     "task": pl.String,
     "model": pl.String,
@@ -41,9 +42,10 @@ def _task_predictions(
     index: pl.DataFrame,
     features: Features,
     splits: pl.DataFrame,
+    heads: Sequence[str],
     probe: Probe,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Predictions for the tuning and held-out labels of one task, and how its probe was fitted."""
+    """Predictions for the tuning and held-out labels of one task, and how its heads were fitted."""
     placed = (
         labels.select("subject_id", "prediction_time", y="boolean_value")
         .join(index.with_row_index("row"), on=["subject_id", "prediction_time"], how="inner", maintain_order="left")
@@ -57,14 +59,16 @@ def _task_predictions(
         facts["not_estimable"] = f"one class only in {' and '.join(missing)}"
         return pl.DataFrame(schema=PREDICTIONS), facts
     x = {s: features[frame["row"].to_numpy()] for s, frame in rows.items()}
-    fitted = fit_probe(x["train"], y["train"], x["tuning"], y["tuning"], probe)
-    facts |= {"C": fitted.c, "tuning_auroc": fitted.tuning_auroc, "converged": fitted.converged}
-    predicted = [
-        rows[s].with_columns(p=pl.Series(fitted.predict(x[s]), dtype=pl.Float64))
-        for s in ("tuning", "held_out")
-        if len(y[s])
-    ]
-    constants = {"task": task, "model": model, "head": HEAD, "k": "all"}
+    predicted = []
+    for head in heads:
+        fitted = fit_head(head, x["train"], y["train"], x["tuning"], y["tuning"], probe)
+        facts[head] = fitted.chosen | {"tuning_auroc": fitted.tuning_auroc, "converged": fitted.converged}
+        predicted += [
+            rows[s].with_columns(p=pl.Series(fitted.predict(x[s]), dtype=pl.Float64), head=pl.lit(head))
+            for s in ("tuning", "held_out")
+            if len(y[s])
+        ]
+    constants = {"task": task, "model": model, "k": "all"}
     return pl.concat(predicted).with_columns(
         *[pl.lit(v).alias(k) for k, v in constants.items()], replicate=pl.lit(0, pl.Int64)
     ).select([pl.col(c).cast(t) for c, t in PREDICTIONS.items()]), facts
@@ -76,6 +80,7 @@ def _write(
     features: Features,
     labels_folder: Path,
     splits_file: Path,
+    heads: Sequence[str],
     probe: Probe,
     out: Path,
     inputs: dict[str, Path],
@@ -86,7 +91,7 @@ def _write(
     with new_artifact(out, KIND, {"model": model, "probe": probe.model_dump()}, inputs, facts) as folder:
         frames = []
         for task, labels in read_labels(labels_folder).items():
-            frame, facts[task] = _task_predictions(task, model, labels, index, features, splits, probe)
+            frame, facts[task] = _task_predictions(task, model, labels, index, features, splits, heads, probe)
             frames.append(frame)
         pl.concat(frames).write_parquet(folder / "predictions.parquet")
     return facts
@@ -97,17 +102,17 @@ def probe_embeddings(embeddings: Path, labels: Path, splits: Path, probe: Probe,
     require_same_input(embeddings, EMBEDDINGS, "labels", labels)
     model = read_manifest(embeddings, EMBEDDINGS)["settings"]["model"]
     index, rows = read_embeddings(embeddings)
-    return _write(model, index, np.asarray(rows), labels, splits, probe, out, {"embeddings": embeddings})
+    return _write(model, index, np.asarray(rows), labels, splits, (LINEAR,), probe, out, {"embeddings": embeddings})
 
 
 def probe_counts(timelines: Path, labels: Path, splits: Path, probe: Probe, out: Path) -> dict[str, Any]:
-    """The same head on counts of tokens over the whole visible history: the baseline called `counts`."""
+    """The baselines called `counts`: `probe.baselines` on counts of tokens over the whole visible history."""
     store = Timelines.open(timelines)
     index = prediction_times(read_labels(labels))
     positions = store.positions_of(index["subject_id"].to_numpy())
     index, positions = index.filter(pl.Series(positions >= 0)), positions[positions >= 0]
     features = count_features(store, positions, index["prediction_time"].to_numpy())
-    return _write("counts", index, features, labels, splits, probe, out, {"timelines": timelines})
+    return _write(COUNTS, index, features, labels, splits, probe.baselines, probe, out, {"timelines": timelines})
 
 
 def read_predictions(folder: Path) -> tuple[str, pl.DataFrame, dict[str, Any]]:

@@ -23,6 +23,7 @@ from ehrctx.tasks.label_sets import read_labels
 
 EVALUATED = "held_out"
 KEYS = ["task", "model", "head", "k", "replicate"]
+MACRO = "macro"
 
 
 def mask(count: pl.Expr, privacy: Privacy) -> pl.Expr:
@@ -31,50 +32,79 @@ def mask(count: pl.Expr, privacy: Privacy) -> pl.Expr:
     return pl.when(small).then(pl.lit(f"<{privacy.minimum_count}")).otherwise(count.cast(pl.String))
 
 
+def _row(
+    identity: dict[str, Any], points: np.ndarray, replicates: np.ndarray, counts: dict, level: float
+) -> list[dict]:
+    """One row per score, of `points` float64[3] and `replicates` float64[replicates, 3]."""
+    rows = []
+    for s, name in enumerate(SCORES):
+        lower, upper = interval(replicates[:, s], level)
+        rows.append(identity | {"score": name, "value": points[s], "lower": lower, "upper": upper} | counts)
+    return rows
+
+
+def _task_scores(
+    task: str, frame: pl.DataFrame, ids: np.ndarray, draws: np.ndarray
+) -> tuple[dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]], dict[str, int], np.ndarray]:
+    """(KEYS without the task) -> its scores, and those of each replicate; label counts; the subjects' ids."""
+    key = ["subject_id", "prediction_time", "y"]
+    parts = frame.partition_by(*KEYS, maintain_order=True)
+    labels = parts[0].sort(key).select(key)
+    y, subjects = labels["y"].to_numpy(), labels["subject_id"].to_numpy()
+    drawn = draws[:, np.searchsorted(ids, subjects)]
+    found = {}
+    for part in parts:
+        ordered = part.sort(key)
+        if not ordered.select(key).equals(labels):
+            raise InputError(f"the models predicted different labels of {task!r}. Run the probes again.")
+        p = ordered["p"].to_numpy()
+        found[part.select(KEYS[1:]).row(0)] = scores(y, p, np.ones((1, len(y))))[0], scores(y, p, drawn)
+    distinct = np.unique(subjects)
+    return found, {"n": len(y), "n_positive": int(y.sum()), "n_subjects": len(distinct)}, distinct
+
+
 def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Scores of each model and paired differences of each pair of models, on the held-out split, with intervals.
 
-    Scores: KEYS, score, value, lower, upper, n, n_positive, n_subjects. Differences: the same with `reference`; value
-    is the model's score minus the reference's (for Brier, less is better).
+    Scores: KEYS, score, value, lower, upper, n, n_positive, n_subjects. Differences: the same with `reference` and
+    `reference_head`; value is the model's score minus the reference's (for Brier, less is better). The task "macro" is
+    the unweighted mean over the tasks that every model predicted: its n and n_positive are sums over them. One set of
+    draws of subjects serves all tasks, so that the mean's intervals and differences are paired, too.
     """
     held_out = pl.concat(list(predictions)).filter(pl.col("split") == EVALUATED)
+    ids = held_out["subject_id"].unique().sort().to_numpy()
+    draws = subject_draws(ids, statistics) if len(ids) else np.empty((statistics.replicates, 0))
+    everything = held_out.select(KEYS[1:]).unique(maintain_order=True).rows()
+    of_tasks = {
+        str(task): _task_scores(str(task), frame, ids, draws)
+        for (task,), frame in held_out.group_by(["task"], maintain_order=True)
+    }
+    complete = [found for found in of_tasks.values() if len(found[0]) == len(everything)]
+    if len(complete) > 1:
+        mean = {
+            key: tuple(np.mean([scored[key][i] for scored, _, _ in complete], axis=0) for i in range(2))
+            for key in everything
+        }
+        summed = {name: sum(counts[name] for _, counts, _ in complete) for name in ("n", "n_positive")}
+        distinct = np.unique(np.concatenate([subjects for _, _, subjects in complete]))
+        of_tasks = {MACRO: (mean, {**summed, "n_subjects": len(distinct)}, distinct), **of_tasks}  # type: ignore[dict-item]
     rows: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
-    for (task,), of_task in held_out.group_by(["task"], maintain_order=True):
-        models = of_task.partition_by("model", "head", "k", "replicate", maintain_order=True)
-        key = ["subject_id", "prediction_time", "y"]
-        first = models[0].sort(key)
-        y, subjects = first["y"].to_numpy(), first["subject_id"].to_numpy()
-        draws = subject_draws(subjects, statistics)
-        counts = {"n": len(y), "n_positive": int(y.sum()), "n_subjects": len(np.unique(subjects))}
-        replicates, points = [], []
-        for frame in models:
-            ordered = frame.sort(key)
-            if not ordered.select(key).equals(first.select(key)):
-                raise InputError(f"the models predicted different labels of {task!r}. Run the probes again.")
-            p = ordered["p"].to_numpy()
-            points.append(scores(y, p, np.ones((1, len(y))))[0])
-            replicates.append(scores(y, p, draws))
-        ids = [frame.select(KEYS).row(0, named=True) for frame in models]
-        for identity, point, replicate in zip(ids, points, replicates, strict=True):
-            for s, name in enumerate(SCORES):
-                lower, upper = interval(replicate[:, s], statistics.level)
-                rows.append(identity | {"score": name, "value": point[s], "lower": lower, "upper": upper} | counts)
-        for a, b in itertools.permutations(range(len(ids)), 2):
-            for s, name in enumerate(SCORES):
-                lower, upper = interval(replicates[a][:, s] - replicates[b][:, s], statistics.level)
-                value = points[a][s] - points[b][s]
-                differences.append(
-                    ids[a]
-                    | {"reference": ids[b]["model"], "score": name, "value": value, "lower": lower, "upper": upper}
-                    | counts
-                )
-    numbers = {"value": pl.Float64, "lower": pl.Float64, "upper": pl.Float64}
-    numbers |= {"n": pl.Int64, "n_positive": pl.Int64, "n_subjects": pl.Int64}  # type: ignore[dict-item]
+    for task, (found, counts, _) in of_tasks.items():
+        identities = {key: {"task": task, **dict(zip(KEYS[1:], key, strict=True))} for key in found}
+        for key, (points, replicates) in found.items():
+            rows += _row(identities[key], points, replicates, counts, statistics.level)
+        for a, b in itertools.permutations(found, 2):
+            reference = {"reference": identities[b]["model"], "reference_head": identities[b]["head"]}
+            difference = found[a][0] - found[b][0], found[a][1] - found[b][1]
+            differences += _row(identities[a] | reference, *difference, counts, statistics.level)
+    numbers: dict[str, Any] = dict.fromkeys(("value", "lower", "upper"), pl.Float64)
+    numbers |= dict.fromkeys(("n", "n_positive", "n_subjects"), pl.Int64)
     identity_schema = {**dict.fromkeys(KEYS, pl.String), "replicate": pl.Int64}
+    referred = dict.fromkeys(("reference", "reference_head"), pl.String)
     return (
         pl.DataFrame(rows, schema={**identity_schema, "score": pl.String, **numbers}),
-        pl.DataFrame(differences, schema={**identity_schema, "reference": pl.String, "score": pl.String, **numbers}),
+        pl.DataFrame(differences, schema={**identity_schema, **referred, "score": pl.String, **numbers}),
     )
 
 
@@ -100,8 +130,11 @@ def label_table(
     return pl.DataFrame(rows)
 
 
-def model_table(folders: Sequence[Path]) -> pl.DataFrame:
-    """(model, arch, context, parameters, tokens, seconds, tokens_per_second, real_token_share, …) of trained models."""
+def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One row per trained model (architecture, context, parameters, tokens, speed …), and its validation losses.
+
+    The second table is (model, arch, context, tokens, loss), the loss in nats per token.
+    """
     columns = (
         "arch",
         "context",
@@ -112,7 +145,7 @@ def model_table(folders: Sequence[Path]) -> pl.DataFrame:
         "real_token_share",
         "subjects",
     )
-    rows = []
+    rows, curves = [], []
     for folder in folders:
         model, facts = trained_model(folder)
         rows.append(
@@ -120,7 +153,9 @@ def model_table(folders: Sequence[Path]) -> pl.DataFrame:
             | {c: facts[c] for c in (*columns, "passes", "device")}
             | {"validation_loss": facts["validation"][-1][1]}
         )
-    return pl.DataFrame(rows)
+        identity = {"model": model, "arch": facts["arch"], "context": facts["context"]}
+        curves += [identity | {"tokens": tokens, "loss": loss} for tokens, loss in facts["validation"]]
+    return pl.DataFrame(rows), pl.DataFrame(curves)
 
 
 def write_scores(
@@ -132,13 +167,14 @@ def write_scores(
     privacy: Privacy,
     out: Path,
 ) -> pl.DataFrame:
-    """Writes scores.csv, differences.csv, labels.csv, models.csv and provenance.json to `out`; returns the scores."""
+    """Writes scores, differences, labels, models and curves (.csv) and provenance.json to `out`; returns the scores."""
     read = [read_predictions(folder) for folder in predictions]
     table, differences = score_tables([frame for _, frame, _ in read], statistics)
     reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
     splits = read_splits(splits_file)
     counted = label_table(read_labels(labels_folder), splits, reasons)
-    frames = {"scores": table, "differences": differences, "labels": counted, "models": model_table(models)}
+    trained, curves = model_tables(models)
+    frames = {"scores": table, "differences": differences, "labels": counted, "models": trained, "curves": curves}
     for name, frame in frames.items():
         counts = [c for c in ("n", "n_positive", "n_subjects", "subjects") if c in frame.columns]
         with new_file(Path(out) / f"{name}.csv") as partial:

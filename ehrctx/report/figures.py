@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import matplotlib
+import numpy as np
 import polars as pl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.score import MACRO
 
 # Okabe & Ito (2008); marker and dash differ too, so that a figure also reads in grey.
 STYLES = {
     "gpt": ("#0072B2", "o", "-", "GPT"),
-    "mamba": ("#D55E00", "s", "--", "Mamba"),
+    "llama": ("#009E73", "^", (0, (6, 1.5)), "Llama"),
+    "mamba": ("#D55E00", "s", (0, (4, 1, 1, 1)), "Mamba"),
+    "hyena": ("#CC79A7", "D", (0, (2, 1)), "Hyena"),
 }
-BASELINE_COLOUR = "#555555"
-BASELINE = "counts"
+# The heads on counts, in grey.
+BASELINES = {
+    "logistic_regression": ("#888888", ":", "counts, logistic regression"),
+    "random_forest": ("#666666", (0, (5, 2)), "counts, random forest"),
+    "lightgbm": ("#333333", (0, (1, 1)), "counts, LightGBM"),
+}
 SCORE_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier score"}
+# property -> (what the axis calls it, the low end, the high end)
+PROPERTY_NAMES = {
+    "rr_1": ("repetition rate RR₁", "least repetitive", "most repetitive"),
+    "rr": ("repetition rate RR (geometric mean of n = 1 to 4)", "least repetitive", "most repetitive"),
+    "gap_sd": ("standard deviation of the gaps between events", "most regular", "least regular"),
+    "gap_sd_with_birth": ("standard deviation of the gaps, birth included", "most regular", "least regular"),
+    "gap_mean": ("mean gap between events", "densest", "sparsest"),
+    "gap_iqr": ("interquartile range of the gaps", "most regular", "least regular"),
+    "n_tokens": ("length of the history", "shortest", "longest"),
+}
+QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 
 matplotlib.rcParams.update(
     {
@@ -31,72 +55,290 @@ matplotlib.rcParams.update(
 )
 
 
-def _with_context(scores: pl.DataFrame, models: pl.DataFrame, score: str) -> pl.DataFrame:
-    return scores.filter(pl.col("score") == score).join(
-        models.select("model", "arch", "context"), on="model", how="left", maintain_order="left"
-    )
+def task_name(task: str) -> str:
+    """The task as a reader sees it."""
+    return "mean over tasks" if task == MACRO else task
+
+
+def architectures(models: pl.DataFrame) -> list[str]:
+    """The architectures of a model table, in the order of STYLES."""
+    return [arch for arch in STYLES if arch in models["arch"].to_list()]
+
+
+def _with_context(rows: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
+    return rows.join(models.select("model", "arch", "context"), on="model", how="left", maintain_order="left")
+
+
+def _errors(own: pl.DataFrame) -> list[np.ndarray]:
+    """Lengths of the error bars; none where there is no interval."""
+    value = own["value"].to_numpy()
+    return [np.nan_to_num(value - own["lower"].to_numpy()), np.nan_to_num(own["upper"].to_numpy() - value)]
+
+
+def _log_contexts(axes: Axes, contexts: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(contexts[0] / 1.5, contexts[-1] * 1.5)
+    axes.set_xticks(contexts, [f"{c:,}" for c in contexts])
+    axes.minorticks_off()
 
 
 def _draw_task(axes: Axes, rows: pl.DataFrame, score: str) -> None:
     trained = rows.drop_nulls("context")
-    contexts = sorted(trained["context"].unique().to_list())
-    architectures = sorted(trained["arch"].unique().to_list())
-    for i, arch in enumerate(architectures):
+    found = architectures(trained)
+    for i, arch in enumerate(found):
         colour, marker, dash, label = STYLES[arch]
         own = trained.filter(pl.col("arch") == arch).sort("context")
         # side by side, so that intervals do not cover each other
-        shift = 1 + 0.06 * (i - (len(architectures) - 1) / 2)
-        value = own["value"].to_numpy()
+        shift = 2 ** (0.11 * (i - (len(found) - 1) / 2))
         axes.errorbar(
             own["context"].to_numpy() * shift,
-            value,
-            yerr=[value - own["lower"].to_numpy(), own["upper"].to_numpy() - value],
+            own["value"].to_numpy(),
+            yerr=_errors(own),
             color=colour,
             marker=marker,
+            markersize=4.5,
+            linewidth=1.2,
             linestyle=dash,
-            capsize=3,
+            capsize=2,
             label=label,
         )
-    for row in rows.filter(pl.col("model") == BASELINE).iter_rows(named=True):
-        axes.axhline(row["value"], color=BASELINE_COLOUR, linestyle=":", label="counts (all history)")
-        axes.axhspan(row["lower"], row["upper"], color=BASELINE_COLOUR, alpha=0.10, linewidth=0)
+    for head, (colour, dash, label) in BASELINES.items():
+        for row in rows.filter((pl.col("model") == BASELINE) & (pl.col("head") == head)).iter_rows(named=True):
+            axes.axhline(row["value"], color=colour, linestyle=dash, linewidth=1.1, label=label)
     if score == "auroc":
-        axes.axhline(0.5, color="#bbbbbb", linewidth=0.8)
+        axes.axhline(0.5, color="#cccccc", linewidth=0.8)
+    contexts = sorted(trained["context"].unique().to_list())
     if contexts:
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(contexts[0] / 1.5, contexts[-1] * 1.5)
-        axes.set_xticks(contexts, [f"{c:,}" for c in contexts])
-        axes.minorticks_off()
-    axes.set_xlabel("context length (tokens)")
+        _log_contexts(axes, contexts)
+
+
+def _grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
+    """A figure of `n` panels; the panels, and the grid with the unused ones switched off."""
+    columns = min(columns, max(1, n))
+    lines = -(-max(1, n) // columns)
+    width = 12.4 if columns == 4 else 3.6 * columns
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(width, height * lines + 0.6), sharey=sharey, squeeze=False, layout="constrained"
+    )
+    panels = list(grid.flat)
+    for unused in panels[n:]:
+        unused.axis("off")
+    return figure, panels[:n], grid
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 7) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(columns, max(1, len(labels))),
+        frameon=False,
+        fontsize=9.5,
+    )
 
 
 def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "auroc") -> Figure:
-    """One panel per task: `score` against context length, a line per architecture, intervals, the count baseline."""
-    rows = _with_context(scores, models, score)
+    """The mean over tasks and one panel per task: `score` against context length, with intervals and the baselines."""
+    rows = _with_context(scores.filter(pl.col("score") == score), models)
     tasks = rows["task"].unique(maintain_order=True).to_list()
-    columns = min(3, max(1, len(tasks)))
-    lines = -(-max(1, len(tasks)) // columns)
-    figure, panels = plt.subplots(
-        lines, columns, figsize=(3.7 * columns, 3.4 * lines), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, task in zip(panels.flat, tasks, strict=False):
+    figure, panels, grid = _grid(len(tasks), 4, 2.75, sharey=score == "auroc")
+    for axes, task in zip(panels, tasks, strict=True):
         own = rows.filter(pl.col("task") == task)
         _draw_task(axes, own, score)
         n = own.row(0, named=True)
-        axes.set_title(f"{task}\nn = {n['n']}, positive {n['n_positive']}, subjects {n['n_subjects']}", loc="left")
-    for axes in panels.flat[len(tasks) :]:
-        axes.axis("off")
-    for line in panels:
-        line[0].set_ylabel(f"{SCORE_NAMES[score]} on held-out subjects")
+        counted = f"n = {n['n']}, positive {n['n_positive']}, subjects {n['n_subjects']}"
+        axes.set_title(task_name(task), loc="left", pad=16)
+        axes.text(0, 1.02, counted, transform=axes.transAxes, fontsize=8.5, color="#444444")
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel("context length (tokens)")
+    for line in grid:
+        line[0].set_ylabel(SCORE_NAMES[score])
     if tasks:
-        handles, labels = panels.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        _legend(figure, panels[0])
+    return figure
+
+
+def _panels_by_architecture(models: pl.DataFrame, height: float) -> tuple[Figure, dict[str, Axes]]:
+    found = architectures(models)
+    figure, panels, _ = _grid(len(found), 4, height, sharey=True)
+    for arch, axes in zip(found, panels, strict=True):
+        axes.set_title(STYLES[arch][3], loc="left")
+    return figure, dict(zip(found, panels, strict=True))
+
+
+def _by_context(rows: pl.DataFrame, arch: str) -> Iterator[tuple[int, bool, bool, pl.DataFrame]]:
+    """(context, whether it is the shortest, whether the longest, its rows) of one architecture, first seed first."""
+    own = rows.filter(pl.col("arch") == arch)
+    contexts = sorted(own["context"].unique().to_list())
+    for context in contexts:
+        part = own.filter(pl.col("context") == context)
+        first = part.filter(pl.col("model") == part["model"].min())
+        yield context, context == contexts[0], context == contexts[-1], first
+
+
+def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, task: str = MACRO) -> Figure:
+    """Brier score by quartile of the property `name`, a panel per architecture, a line per context length."""
+    rows = strata.filter((pl.col("property") == name) & (pl.col("task") == task) & pl.col("stratum").is_in(QUARTILES))
+    axis, low, high = PROPERTY_NAMES[name]
+    figure, panels = _panels_by_architecture(models, 3.1)
+    counts = rows.filter(pl.col("model") == BASELINE)
+    trained = _with_context(rows, models).drop_nulls("context")
+    x = np.arange(len(QUARTILES))
+    shares = []
+    for stratum in QUARTILES:
+        of = rows.filter(pl.col("stratum") == stratum)
+        masked = of.is_empty() or str(of["n"][0]).startswith("<") or str(of["n_positive"][0]).startswith("<")
+        shares.append("" if masked else f"\n{int(of['n_positive'][0]) / int(of['n'][0]):.0%}")
+    for arch, axes in panels.items():
+        colour, marker, _, _ = STYLES[arch]
+        contexts = list(_by_context(trained, arch))
+        for i, (context, _, longest, own) in enumerate(contexts):
+            own = own.sort("stratum")
+            axes.errorbar(
+                x + 0.12 * (i - (len(contexts) - 1) / 2),
+                own["value"].to_numpy(),
+                yerr=_errors(own),
+                color=colour,
+                marker=marker,
+                markersize=5,
+                markerfacecolor=colour if longest else "white",
+                linestyle="-" if longest else ":",
+                capsize=2.5,
+                label=f"{context:,} tokens",
+            )
+        for head, (grey, dash, label) in BASELINES.items():
+            own = counts.filter(pl.col("head") == head).sort("stratum")
+            if head == "lightgbm" and own.height:
+                axes.plot(x, own["value"], color=grey, linestyle=dash, linewidth=1.1, label=label)
+        axes.set_xticks(x, [f"{q}{share}" for q, share in zip(QUARTILES, shares, strict=True)])
+        axes.set_xlabel(f"{low} → {high}", fontsize=9.5)
+        axes.legend(frameon=False, fontsize=8.5, loc="best")
+    n = f"n = {rows['n'][0]} to {rows['n'][-1]} labels a quarter" if rows.height else ""
+    figure.suptitle(
+        f"Quarters by {axis}; {n}; below each, the share of positive labels", x=0.01, ha="left", fontsize=10
+    )
+    for axes in list(panels.values())[:1]:
+        axes.set_ylabel("Brier score, " + ("mean over tasks" if task == MACRO else task))
+    return figure
+
+
+def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) -> Figure:
+    """Brier score of the last quarter minus the first, per task: the longest context of each architecture."""
+    rows = _with_context(
+        strata.filter((pl.col("property") == name) & (pl.col("stratum") == "Q4-Q1")), models
+    ).drop_nulls("context")
+    tasks = rows["task"].unique(maintain_order=True).sort().to_list()
+    tasks = [t for t in tasks if t != MACRO] + [t for t in tasks if t == MACRO]
+    figure, axes = plt.subplots(figsize=(8.6, 0.42 * len(tasks) + 1.6), layout="constrained")
+    found = architectures(models)
+    for i, arch in enumerate(found):
+        colour, marker, _, label = STYLES[arch]
+        own = [part for *_, longest, part in _by_context(rows, arch) if longest]
+        if not own:
+            continue
+        placed = own[0].join(pl.DataFrame({"task": tasks, "y": range(len(tasks))}), on="task")
+        axes.errorbar(
+            placed["value"].to_numpy(),
+            placed["y"].to_numpy() + 0.16 * (i - (len(found) - 1) / 2),
+            xerr=_errors(placed),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linestyle="none",
+            capsize=2,
+            label=f"{label}, {placed['context'][0]:,} tokens",
+        )
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    axes.set_yticks(range(len(tasks)), [task_name(t) for t in tasks])
+    low, high = PROPERTY_NAMES[name][1:]
+    axes.set_xlabel(f"Brier score of the quarter that is {high} minus {low}")
+    _legend(figure, axes, columns=4)
+    return figure
+
+
+def _log_perplexity(axes: Axes) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=4, numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.3g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("position in the timeline (tokens)")
+
+
+def _middle(own: pl.DataFrame) -> np.ndarray:
+    return np.sqrt(own["position_from"].to_numpy() * own["position_to"].to_numpy().astype(np.float64))
+
+
+def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Figure:
+    """Median perplexity against position, a panel per architecture, a line and a band per context length."""
+    rows = _with_context(perplexity.filter(pl.col("kind") == "all"), models)
+    figure, panels = _panels_by_architecture(models, 3.1)
+    for arch, axes in panels.items():
+        colour, marker, _, _ = STYLES[arch]
+        for context, _, longest, own in _by_context(rows, arch):
+            own = own.sort("position_from")
+            x = _middle(own)
+            style: dict[str, Any] = {
+                "linestyle": "-" if longest else ":",
+                "markerfacecolor": colour if longest else "white",
+            }
+            label = f"{context:,} tokens"
+            axes.plot(x, own["median"], color=colour, marker=marker, markersize=3.5, label=label, **style)
+            axes.fill_between(x, own["lower"], own["upper"], color=colour, alpha=0.22 if longest else 0.10, linewidth=0)
+            axes.axvline(context, color=colour, linewidth=0.7, alpha=0.5, linestyle=style["linestyle"])
+        _log_perplexity(axes)
+        axes.legend(frameon=False, fontsize=8.5, loc="best")
+    for axes in list(panels.values())[:1]:
+        axes.set_ylabel("median perplexity per token")
+    if rows.height:
+        one = rows.filter(pl.col("model") == rows["model"][0]).sort("position_from")
+        figure.suptitle(
+            f"n = {one['n_subjects'][0]} subjects at the first positions, {one['n_subjects'][-1]} at the last; "
+            "thin vertical lines: context lengths",
+            x=0.01,
+            ha="left",
+            fontsize=10,
+        )
+    return figure
+
+
+def perplexity_of_repeats(perplexity: pl.DataFrame, models: pl.DataFrame) -> Figure:
+    """Median perplexity of tokens new to their timeline and of repeated ones, longest context of each architecture."""
+    rows = _with_context(perplexity, models)
+    figure, panels = _panels_by_architecture(models, 3.1)
+    for arch, axes in panels.items():
+        colour, marker, _, _ = STYLES[arch]
+        for context, _, longest, part in _by_context(rows, arch):
+            if not longest:
+                continue
+            axes.set_title(f"{STYLES[arch][3]}, {context:,} tokens", loc="left")
+            for kind, label, filled in (("first", "first of its kind", False), ("repeat", "repeated", True)):
+                own = part.filter(pl.col("kind") == kind).sort("position_from")
+                axes.plot(
+                    _middle(own),
+                    own["median"],
+                    color=colour,
+                    marker=marker,
+                    markersize=3.5,
+                    markerfacecolor=colour if filled else "white",
+                    linestyle="-" if filled else ":",
+                    label=label,
+                )
+                axes.fill_between(_middle(own), own["lower"], own["upper"], color=colour, alpha=0.15, linewidth=0)
+        _log_perplexity(axes)
+        axes.legend(frameon=False, fontsize=8.5, loc="best")
+    for axes in list(panels.values())[:1]:
+        axes.set_ylabel("median perplexity per token")
     return figure
 
 
 def validation_curves(curves: pl.DataFrame) -> Figure:
     """Validation loss (nats per token) against tokens seen; `curves` is (model, arch, context, tokens, loss)."""
-    figure, axes = plt.subplots(figsize=(7.4, 2.9), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.2, 3.1), layout="constrained")
     contexts = sorted(curves["context"].unique().to_list())
     for (model,), own in curves.group_by(["model"], maintain_order=True):
         row = own.row(0, named=True)
@@ -107,6 +349,7 @@ def validation_curves(curves: pl.DataFrame) -> Figure:
             own["loss"],
             color=colour,
             marker=marker,
+            markersize=5,
             markerfacecolor=colour if filled else "white",
             linestyle="-" if filled else ":",
             label=str(model),
@@ -117,5 +360,5 @@ def validation_curves(curves: pl.DataFrame) -> Figure:
     axes.margins(y=0.15)
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel("validation loss\n(nats per token)")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure

@@ -16,22 +16,46 @@ from matplotlib.figure import Figure
 from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
-from ehrctx.pretrain.trained import trained_model
-from ehrctx.report.figures import BASELINE, SCORE_NAMES, score_by_context, validation_curves
-from ehrctx.report.sentences import FEW_POSITIVES, best_sentence, context_sentence, few_positives
+from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.score import MACRO
+from ehrctx.report.figures import (
+    BASELINES,
+    PROPERTY_NAMES,
+    SCORE_NAMES,
+    perplexity_by_position,
+    perplexity_of_repeats,
+    score_by_context,
+    score_by_quartile,
+    task_name,
+    validation_curves,
+)
+from ehrctx.report.sentences import (
+    FEW_POSITIVES,
+    against_baseline,
+    best_sentence,
+    context_sentence,
+    excludes_zero,
+    few_positives,
+    perplexity_sentence,
+    quartile_sentence,
+    repeats_sentence,
+)
 
+TABLES = ("scores", "differences", "labels", "models", "curves", "strata", "perplexity")
 COUNTS = ("n", "n_positive", "n_subjects", "subjects")
+SHOWN_PROPERTIES = ("rr_1", "gap_sd", "n_tokens")
 
 
 def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
-    """The tables that `ehrctx score` wrote, by name; counts are text, since small ones are masked."""
+    """The tables of `ehrctx score` and `ehrctx robustness`, by name; counts are text, since small ones are masked."""
     tables = {}
-    for name in ("scores", "differences", "labels", "models"):
+    for name in TABLES:
         file = Path(folder) / f"{name}.csv"
         if not file.is_file():
-            raise InputError(f"{file} is missing. Run `ehrctx score` first.")
+            verb = "robustness" if name in ("strata", "perplexity") else "score"
+            raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
         types: dict[str, Any] = dict.fromkeys((*COUNTS, "k", "note"), pl.String)
-        types |= dict.fromkeys(("value", "lower", "upper"), pl.Float64)
+        types |= dict.fromkeys(("value", "lower", "upper", "median", "loss"), pl.Float64)
         tables[name] = pl.read_csv(file, schema_overrides=types)
     return tables
 
@@ -43,56 +67,64 @@ def _image(figure: Figure) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _validation_curves(models: list[Path]) -> pl.DataFrame:
-    rows = []
-    for folder in models:
-        model, facts = trained_model(folder)
-        rows += [
-            {
-                "model": model,
-                "arch": facts["arch"],
-                "context": facts["context"],
-                "tokens": t,
-                "loss": loss,
-            }
-            for t, loss in facts["validation"]
-        ]
-    return pl.DataFrame(rows)
+def _columns(scores: pl.DataFrame) -> list[tuple[str, str]]:
+    """(model, head) of the score tables' columns: the models, then the heads on counts."""
+    found = scores.select("model", "head").unique(maintain_order=True).rows()
+    return [f for f in found if f[0] != BASELINE] + [(BASELINE, h) for h in BASELINES if (BASELINE, h) in found]
 
 
-def _score_rows(tables: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
-    """One row per task and model, the three scores side by side, and the difference to the count baseline."""
+def _score_rows(tables: dict[str, pl.DataFrame], score: str) -> list[dict[str, Any]]:
+    """One row per task, a cell per model and head; `sure` marks an AUROC that differs from the strongest baseline's."""
     scores, differences = tables["scores"], tables["differences"]
     rows = []
-    for (task, model), own in scores.group_by(["task", "model"], maintain_order=True):
-        row: dict[str, Any] = {"task": task, "model": model} | {c: own[c][0] for c in ("n", "n_positive", "n_subjects")}
-        row["scores"] = [own.filter(pl.col("score") == s).row(0, named=True) for s in SCORE_NAMES]
-        against = differences.filter(
-            (pl.col("task") == task)
-            & (pl.col("model") == model)
-            & (pl.col("reference") == BASELINE)
-            & (pl.col("score") == "auroc")
-        )
-        row["difference"] = against.row(0, named=True) if against.height else None
-        row["few"] = few_positives(row["n_positive"])
-        rows.append(row)
+    for (task,), own in scores.filter(pl.col("score") == score).group_by(["task"], maintain_order=True):
+        cells: list[dict[str, Any] | None] = []
+        for model, head in _columns(scores):
+            cell = own.filter((pl.col("model") == model) & (pl.col("head") == head))
+            if cell.is_empty():
+                cells.append(None)
+                continue
+            against = against_baseline(scores, differences, str(task), model) if model != BASELINE else None
+            few = few_positives(own["n_positive"][0])
+            sure = score == "auroc" and against is not None and not few and excludes_zero(against)
+            cells.append(cell.row(0, named=True) | {"sure": sure})
+        counts = {c: own[c][0] for c in ("n", "n_positive", "n_subjects")}
+        rows.append({"task": task_name(str(task)), "cells": cells} | counts)
     return rows
 
 
-def write_report(
-    folder: Path, models: list[Path], timelines: Path, summary_file: Path, study: dict[str, Any], out: Path
-) -> None:
-    """Writes the page `out` from the tables in `folder`, the manifests of models and timelines, and the summary."""
+def _label_rows(labels: pl.DataFrame) -> list[dict[str, Any]]:
+    """One row per task, its splits side by side."""
+    rows = []
+    for (task,), own in labels.group_by(["task"], maintain_order=True):
+        note = next((n for n in own["note"].to_list() if n), "")
+        rows.append({"task": task, "splits": own.to_dicts(), "note": note})
+    return rows
+
+
+def task_sentences(tables: dict[str, pl.DataFrame]) -> dict[str, str]:
+    """By task, the mean over tasks first: the best model, and what a longer context does."""
+    scores, differences, models = tables["scores"], tables["differences"], tables["models"]
+    found = {}
+    for task in scores["task"].unique(maintain_order=True):
+        parts = (best_sentence(scores, differences, task), context_sentence(differences, models, task))
+        found[task_name(task)] = "; ".join(p for p in parts if p)
+    return found
+
+
+def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[str, Any], out: Path) -> None:
+    """Writes the page `out` from the tables in `folder`, the timelines' manifest, the summary and the study."""
     tables = read_tables(folder)
-    tasks = tables["labels"]["task"].unique(maintain_order=True).to_list()
-    conclusions = {
-        task: [
-            *([s] if (s := best_sentence(tables["scores"], tables["differences"], task)) else []),
-            *context_sentence(tables["differences"], tables["models"], task),
-        ]
-        for task in tasks
-    }
-    notes = dict(tables["labels"].select("task", pl.col("note").fill_null("")).unique().iter_rows())
+    scores, models, strata, perplexity = (tables[name] for name in ("scores", "models", "strata", "perplexity"))
+    quartiles = [
+        {
+            "figure": _image(score_by_quartile(strata, models, name)),
+            "sentence": quartile_sentence(strata, name),
+            "property": PROPERTY_NAMES[name][0],
+        }
+        for name in SHOWN_PROPERTIES
+        if strata.filter(pl.col("task") == MACRO).height
+    ]
     environment = Environment(
         loader=PackageLoader("ehrctx.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -101,16 +133,25 @@ def write_report(
         version=__version__,
         summary=json.loads(Path(summary_file).read_text()),
         timelines=read_manifest(timelines, "timelines")["facts"],
-        conclusions=conclusions,
-        notes=notes,
+        conclusions=task_sentences(tables),
         score_names=SCORE_NAMES,
         few_positives=FEW_POSITIVES,
-        score_rows=_score_rows(tables),
-        labels=tables["labels"].to_dicts(),
-        models=tables["models"].to_dicts(),
-        auroc_figure=_image(score_by_context(tables["scores"], tables["models"])) if tables["scores"].height else None,
-        validation_figure=_image(validation_curves(_validation_curves(models))),
-        provenance=json.loads((Path(folder) / "provenance.json").read_text()),
+        columns=[m if m != BASELINE else BASELINES[h][2] for m, h in _columns(scores)],
+        score_rows={score: _score_rows(tables, score) for score in SCORE_NAMES},
+        labels=_label_rows(tables["labels"]),
+        models=models.to_dicts(),
+        auroc_figure=_image(score_by_context(scores, models)) if scores.height else None,
+        quartiles=quartiles,
+        perplexity_figure=_image(perplexity_by_position(perplexity, models)) if perplexity.height else None,
+        perplexity_sentence=perplexity_sentence(perplexity, models),
+        repeats_figure=_image(perplexity_of_repeats(perplexity, models)) if perplexity.height else None,
+        repeats_sentence=repeats_sentence(perplexity, models),
+        validation_figure=_image(validation_curves(tables["curves"])),
+        inputs={
+            name: fingerprint
+            for file in ("provenance.json", "robustness.json")
+            for name, fingerprint in json.loads((Path(folder) / file).read_text())["inputs"].items()
+        },
         study_text=json.dumps(study, indent=1),
     )
     with new_file(out) as partial:

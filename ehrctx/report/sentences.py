@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
-from ehrctx.report.figures import BASELINE
+from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.score import MACRO
+from ehrctx.report.figures import BASELINES, PROPERTY_NAMES, STYLES, architectures
 
 # With fewer positive labels a percentile bootstrap covers clearly less than it says: no verdict is drawn from it.
 FEW_POSITIVES = 20
 
 
-def _number(value: float) -> str:
+def signed(value: float) -> str:
+    """`+0.123`, with a true minus sign."""
     return f"{value:+.3f}".replace("-", "−")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{signed(row['lower'])} to {signed(row['upper'])}"
+
+
+def excludes_zero(row: dict[str, Any]) -> bool:
+    """Whether the interval is there and excludes 0."""
+    return row["lower"] > 0 or row["upper"] < 0
 
 
 def few_positives(n_positive: str | int) -> bool:
@@ -20,55 +34,154 @@ def few_positives(n_positive: str | int) -> bool:
     return text.startswith("<") or int(text) < FEW_POSITIVES
 
 
-def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str, score: str = "auroc") -> list[str]:
-    """For each architecture, whether the longest context beats the shortest on `task`, with the paired interval."""
-    found = []
-    for arch in models["arch"].unique(maintain_order=True):
-        own = models.filter(pl.col("arch") == arch).sort("context")
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def strongest_baseline(scores: pl.DataFrame, task: str) -> str | None:
+    """The head on counts with the highest held-out AUROC: the comparison that favours the models least."""
+    own = scores.filter((pl.col("task") == task) & (pl.col("score") == "auroc") & (pl.col("model") == BASELINE))
+    return own.sort("value", descending=True)["head"][0] if own.height else None
+
+
+def against_baseline(scores: pl.DataFrame, differences: pl.DataFrame, task: str, model: str) -> dict[str, Any] | None:
+    """The paired AUROC difference of a model to the strongest head on counts."""
+    own = differences.filter(
+        (pl.col("task") == task)
+        & (pl.col("score") == "auroc")
+        & (pl.col("model") == model)
+        & (pl.col("reference") == BASELINE)
+        & (pl.col("reference_head") == (strongest_baseline(scores, task) or ""))
+    )
+    return own.row(0, named=True) if own.height else None
+
+
+def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) -> str | None:
+    """The model with the highest AUROC on `task`, and how it compares with the strongest head on counts."""
+    own = scores.filter((pl.col("task") == task) & (pl.col("score") == "auroc") & (pl.col("model") != BASELINE))
+    if own.is_empty():
+        return None
+    best = own.sort("value", descending=True).row(0, named=True)
+    text = f"best model {best['model']} at {best['value']:.3f}"
+    if best["lower"] == best["lower"]:
+        text += f" ({best['lower']:.3f} to {best['upper']:.3f})"
+    if few_positives(best["n_positive"]):
+        return f"{text}, on {best['n_positive']} positive labels: too few to judge"
+    against = against_baseline(scores, differences, task, best["model"])
+    if against is None:
+        return text
+    name = BASELINES[against["reference_head"]][2]
+    sure = "its interval excludes 0" if excludes_zero(against) else "its interval includes 0"
+    return f"{text}; against {name} {signed(against['value'])}, {sure}"
+
+
+def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str, score: str = "auroc") -> str | None:
+    """Whether the longest context beats the shortest on `task`, by architecture, with paired intervals."""
+    verdicts: dict[str, list[str]] = {"helps": [], "hurts": [], "": []}
+    for arch in architectures(models):
+        own = models.filter(pl.col("arch") == arch).sort("context", "model")
         short, long = own.row(0, named=True), own.row(-1, named=True)
-        if short["context"] == long["context"]:
-            continue
-        row = differences.filter(
+        found = differences.filter(
             (pl.col("task") == task)
             & (pl.col("score") == score)
             & (pl.col("model") == long["model"])
             & (pl.col("reference") == short["model"])
         )
-        if row.is_empty():
+        if short["context"] == long["context"] or found.is_empty():
             continue
-        d = row.row(0, named=True)
-        if few_positives(d["n_positive"]):
-            verdict = f"too few positive labels ({d['n_positive']}) to judge"
-        elif d["lower"] > 0:
-            verdict = "a longer context helps"
-        elif d["upper"] < 0:
-            verdict = "a longer context hurts"
-        else:
-            verdict = "no difference can be told"
-        found.append(
-            f"{arch}: {verdict} ({long['context']:,} against {short['context']:,} tokens: "
-            f"{_number(d['value'])} AUROC, interval {_number(d['lower'])} to {_number(d['upper'])})"
-        )
-    return found
+        row = found.row(0, named=True)
+        if few_positives(row["n_positive"]):
+            return f"too few positive labels ({row['n_positive']}) to judge context lengths"
+        verdict = ("helps" if row["lower"] > 0 else "hurts") if excludes_zero(row) else ""
+        contexts = f"{long['context']:,} against {short['context']:,} tokens"
+        shown = f" ({contexts}: {signed(row['value'])}, interval {_interval(row)})" if verdict else ""
+        verdicts[verdict].append(STYLES[arch][3] + shown)
+    parts = [f"a longer context {verdict} {_listed(of)}" for verdict, of in verdicts.items() if verdict and of]
+    if verdicts[""]:
+        parts.append(f"no difference by context can be told for {_listed(verdicts[''])}")
+    return "; ".join(parts) or None
 
 
-def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) -> str | None:
-    """The model with the highest AUROC on `task`, and how it compares with the count baseline."""
-    own = scores.filter((pl.col("task") == task) & (pl.col("score") == "auroc") & (pl.col("model") != BASELINE))
+def quartile_sentence(strata: pl.DataFrame, name: str, task: str = MACRO) -> str | None:
+    """How much worse the last quarter by the property `name` is than the first, for the model with the best scores."""
+    own = strata.filter((pl.col("property") == name) & (pl.col("task") == task) & (pl.col("model") != BASELINE))
+    quarters = own.filter(pl.col("stratum").is_in(["Q1", "Q4"]))
+    if quarters.is_empty():
+        return None
+    best = own.filter(pl.col("stratum") != "Q4-Q1").group_by("model").agg(pl.col("value").mean())
+    model = best.sort("value", "model")["model"][0]
+    of_model = quarters.filter(pl.col("model") == model).sort("stratum")["value"]
+    differences = own.filter(pl.col("stratum") == "Q4-Q1")
+    row = differences.filter(pl.col("model") == model).row(0, named=True)
+    sure = sum(excludes_zero(r) for r in differences.iter_rows(named=True))
+    of = "the mean over tasks" if task == MACRO else task
+    _, low, high = PROPERTY_NAMES[name]
+    return (
+        f"{model}, which has the lowest Brier score, has {of_model[0]:.3f} on the quarter of labels whose history is "
+        f"{low} and {of_model[1]:.3f} on the quarter that is {high} ({signed(row['value'])}, interval "
+        f"{_interval(row)}, {of}); the interval excludes 0 for {sure} of {differences.height} models"
+    )
+
+
+def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -> str | None:
+    """In how many tasks the last quarter is surely worse, or better, than the first: the longest context of each."""
+    longest = [models.filter(pl.col("arch") == a).sort("context", "model")["model"][-1] for a in architectures(models)]
+    own = strata.filter(
+        (pl.col("property") == name)
+        & (pl.col("stratum") == "Q4-Q1")
+        & (pl.col("task") != MACRO)
+        & pl.col("model").is_in(longest)
+    )
     if own.is_empty():
         return None
-    best = own.sort("value", descending=True).row(0, named=True)
-    text = f"best model {best['model']} at {best['value']:.3f} ({best['lower']:.3f} to {best['upper']:.3f})"
-    if few_positives(best["n_positive"]):
-        return f"{text}, on {best['n_positive']} positive labels: too few to judge"
-    against = differences.filter(
-        (pl.col("task") == task)
-        & (pl.col("score") == "auroc")
-        & (pl.col("model") == best["model"])
-        & (pl.col("reference") == BASELINE)
+    _, low, high = PROPERTY_NAMES[name]
+    parts = []
+    for model in longest:
+        rows = own.filter(pl.col("model") == model)
+        worse, better = rows.filter(pl.col("lower") > 0).height, rows.filter(pl.col("upper") < 0).height
+        parts.append(f"{model} is surely worse in {worse} and surely better in {better} of {rows.height} tasks")
+    return f"on the quarter that is {high}, against the one that is {low}: {'; '.join(parts)}"
+
+
+def loss_sentence(curves: pl.DataFrame) -> str:
+    """Which model predicts the next token best at the end of its training, and which worst."""
+    last = curves.sort("tokens").group_by("model", maintain_order=True).last().sort("loss", "model")
+    best, worst = last.row(0, named=True), last.row(-1, named=True)
+    return (
+        f"the lowest validation loss is {best['loss']:.3f} nats per token ({best['model']}), the highest "
+        f"{worst['loss']:.3f} ({worst['model']})"
     )
-    if against.is_empty():
-        return text
-    d = against.row(0, named=True)
-    sure = "its interval excludes 0" if d["lower"] > 0 or d["upper"] < 0 else "its interval includes 0"
-    return f"{text}; against counts {_number(d['value'])}, {sure}"
+
+
+def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
+    """Early against late perplexity, for the longest context of each architecture."""
+    parts = []
+    for arch in architectures(models):
+        longest = models.filter(pl.col("arch") == arch).sort("context", "model").row(-1, named=True)
+        own = perplexity.filter((pl.col("model") == longest["model"]) & (pl.col("kind") == "all")).sort("position_from")
+        if own.height < 2:
+            continue
+        first, last = own.row(0, named=True), own.row(-1, named=True)
+        apart = last["lower"] > first["upper"] or last["upper"] < first["lower"]
+        where = f"{last['position_from']:,} to {last['position_to']:,}"
+        parts.append(
+            f"{longest['model']} from {first['median']:.3g} at the first token to {last['median']:.3g} at tokens "
+            + (where if apart else f"{where} (intervals overlap)")
+        )
+    return f"median perplexity goes: {'; '.join(parts)}" if parts else None
+
+
+def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
+    """Perplexity of tokens new to their timeline against repeated ones, at the last positions that hold both."""
+    parts = []
+    for arch in architectures(models):
+        longest = models.filter(pl.col("arch") == arch).sort("context", "model").row(-1, named=True)
+        own = perplexity.filter(pl.col("model") == longest["model"])
+        both = own.filter(pl.col("kind") == "first").join(
+            own.filter(pl.col("kind") == "repeat"), on=["position_from", "position_to"], suffix="_repeat"
+        )
+        if both.height:
+            row = both.sort("position_from").row(-1, named=True)
+            where = f"{row['position_from']:,} to {row['position_to']:,}"
+            parts.append(f"{longest['model']} {row['median']:.3g} against {row['median_repeat']:.3g} (tokens {where})")
+    return f"median perplexity of new against repeated tokens: {'; '.join(parts)}" if parts else None

@@ -6,17 +6,20 @@ Only aggregates are logged: settings, losses, speeds, scores.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import polars as pl
 from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
 
+from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.study import Pretraining
 
 MODEL_TAG = "ehrctx.model"
 IDENTITY_TAG = "ehrctx.settings"
+_BATCH = 1000  # metrics that MLflow takes at a time
 
 
 def _client(store: Path) -> MlflowClient:
@@ -73,14 +76,23 @@ def training_logger(store: Path, experiment: str, model: str, settings: Pretrain
 
 
 def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
-    """Adds each model's held-out scores to its run, as `<score>/<task>` with `…/lower` and `…/upper`."""
+    """Adds held-out scores to each model's run, as `<score>/<task>` with `…/lower` and `…/upper`.
+
+    Each head of the count baseline has a run of its own, `counts (lightgbm)`.
+    """
     client = _client(store)
     initialise(store, experiment)
-    for (model,), rows in scores.group_by(["model"], maintain_order=True):
-        run = _find_run(client, experiment, str(model))
-        run_id = run.info.run_id if run else run_of(store, experiment, str(model), "baseline")
-        for row in rows.iter_rows(named=True):
-            for part, suffix in (("value", ""), ("lower", "/lower"), ("upper", "/upper")):
-                if row[part] == row[part]:
-                    client.log_metric(run_id, f"{row['score']}/{row['task']}{suffix}", row[part])
+    now = int(time.time() * 1000)
+    for (model, head), rows in scores.group_by(["model", "head"], maintain_order=True):
+        name = f"{model} ({head})" if model == BASELINE else str(model)
+        run = _find_run(client, experiment, name)
+        run_id = run.info.run_id if run else run_of(store, experiment, name, "baseline")
+        metrics = [
+            Metric(f"{row['score']}/{row['task']}{suffix}", row[part], now, 0)
+            for row in rows.iter_rows(named=True)
+            for part, suffix in (("value", ""), ("lower", "/lower"), ("upper", "/upper"))
+            if row[part] == row[part]
+        ]
+        for first in range(0, len(metrics), _BATCH):
+            client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
         client.set_terminated(run_id)

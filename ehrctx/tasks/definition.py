@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ehrctx.errors import InputError, nearest
 from ehrctx.study import Config, find, load
@@ -16,6 +16,8 @@ Concepts = dict[str, tuple[str, ...]]
 
 
 class _Task(Config):
+    needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
+
     task: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows")
     question: str
     source: str = ""
@@ -24,8 +26,37 @@ class _Task(Config):
 class Stay(_Task):
     """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
 
+    needs = ("admission", "discharge")
+
     family: Literal["stay"]
     at_least_days: float = Field(gt=0)
+
+
+class Icu(_Task):
+    """Will the patient come to intensive care in this stay? Predicted at 23:59 of the admission day."""
+
+    needs = ("admission", "discharge", "icu_admission")
+
+    family: Literal["icu"]
+
+
+class Readmission(_Task):
+    """Will the patient be admitted again soon? Predicted at 23:59 of the discharge day."""
+
+    needs = ("admission", "discharge", "death", "follow_up_end")
+
+    family: Literal["readmission"]
+    at_least_minutes: float = Field(ge=0, description="after the prediction time")
+    at_most_days: float = Field(gt=0, description="after the prediction time")
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.at_least_minutes >= self.at_most_days * 24 * 60:
+            raise ValueError(
+                f"no time is at least {self.at_least_minutes:g} minutes (at_least_minutes) and at most "
+                f"{self.at_most_days:g} days (at_most_days) away; make the second longer than the first"
+            )
+        return self
 
 
 class Laboratory(_Task):
@@ -34,22 +65,51 @@ class Laboratory(_Task):
     family: Literal["laboratory"]
     result: Concepts = Field(description="the test: system -> codes")
     unit: str = Field(description="the unit of the thresholds")
-    conversions: dict[str, float] = Field(description="unit -> factor to `unit`; results in other units are left out")
-    abnormal: Literal["at_most", "below", "above"]
+    conversions: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        description="unit -> factor to `unit`; results in other units are left out"
+    )
+    abnormal: Literal["at_most", "below", "above"] = Field(
+        description="how a mild value lies to its threshold; moderate and severe ones lie strictly beyond theirs"
+    )
     thresholds: tuple[float, float, float] = Field(description="mild, moderate, severe")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        mild, moderate, severe = self.thresholds
+        if not (mild < moderate < severe if self.abnormal == "above" else mild > moderate > severe):
+            direction = "rise" if self.abnormal == "above" else "fall"
+            raise ValueError(
+                f"with `abnormal: {self.abnormal}` the thresholds must {direction} from mild to severe, "
+                f"but they are {mild:g}, {moderate:g}, {severe:g}"
+            )
+        return self
 
 
 class Diagnosis(_Task):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
 
+    needs = ("admission", "discharge")
+
     family: Literal["diagnosis"]
     diagnosis: Concepts = Field(description="the disease: system -> codes; ICD codes stand for all they begin")
     within_days: tuple[float, float] = Field(description="(more than, at most) days after the prediction time")
 
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        more_than, at_most = self.within_days
+        if not 0 <= more_than < at_most:
+            raise ValueError(
+                f"`within_days` is (more than, at most) days after the prediction time; "
+                f"{more_than:g}, {at_most:g} is no such window"
+            )
+        return self
 
-Definition = Stay | Laboratory | Diagnosis
+
+Definition = Stay | Icu | Readmission | Laboratory | Diagnosis
 FAMILIES: dict[str, type[Definition]] = {
     "stay": Stay,
+    "icu": Icu,
+    "readmission": Readmission,
     "laboratory": Laboratory,
     "diagnosis": Diagnosis,
 }

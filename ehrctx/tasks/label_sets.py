@@ -13,10 +13,11 @@ import polars as pl
 
 from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.errors import InputError
-from ehrctx.events.meds import open_dataset, read_codes, read_shard
+from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels, load
-from ehrctx.tasks.definition import Laboratory, load_definition
+from ehrctx.tasks.definition import Definition, Laboratory, load_definition
+from ehrctx.tasks.given import label_files, read_given
 from ehrctx.tasks.labelers import label_shard
 
 KIND = "labels"
@@ -38,8 +39,31 @@ def limit_times(labels: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     return labels.join(kept.drop("_priority"), on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
 
 
+def make_labels(
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition]
+) -> dict[str, tuple[pl.DataFrame, Counter[str]]]:
+    """By task, the labels of all subjects, and how many were left out for which reason."""
+    for definition in definitions:
+        for key in definition.needs:
+            if not getattr(profile, key):
+                raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
+    codes = read_codes(dataset)
+    parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
+    left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
+    for shard in dataset.shards:
+        events = read_shard(dataset, shard, profile)
+        for definition in definitions:
+            labels, reasons = label_shard(events, profile, codes, definition)
+            parts[definition.task].append(labels)
+            left_out[definition.task].update(reasons)
+    return {
+        task: (pl.concat(found).sort("subject_id", "prediction_time", maintain_order=True), left_out[task])
+        for task, found in parts.items()
+    }
+
+
 def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path) -> dict[str, Any]:
-    """Labels every subject for every task and writes `<task>.parquet` files to the folder `out`.
+    """Labels every subject for every task (or takes `choices.given`) and writes `<task>.parquet` files to `out`.
 
     Returns, by task, how many labels were made, positive, and left out for which reason.
     """
@@ -49,41 +73,29 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     names = [d.task for d in definitions]
     if len(set(names)) < len(names):
         raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
-    for definition in definitions:
-        if not isinstance(definition, Laboratory):
-            for key in ("admission", "discharge"):
-                if not getattr(profile, key):
-                    raise InputError(
-                        f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it."
-                    )
-    codes = read_codes(dataset)
     facts: dict[str, Any] = {}
-    settings = {
-        "tasks": [d.model_dump() for d in definitions],
-        "labels": choices.model_dump(),
-        "profile": profile.model_dump(),
-    }
-    with new_artifact(out, KIND, settings, {"events": data}, facts) as folder:
-        parts: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
-        left_out: dict[str, Counter[str]] = {name: Counter() for name in names}
-        for shard in dataset.shards:
-            events = read_shard(dataset, shard, profile)
-            for definition in definitions:
-                labels, reasons = label_shard(events, profile, codes, definition)
-                parts[definition.task].append(labels)
-                left_out[definition.task].update(reasons)
+    settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
+    inputs = {"events": data}
+    if choices.given:
+        files = label_files(Path(choices.given), names)
+        inputs |= {f"labels of {task}": file for task, file in files.items()}
+        made = {task: (read_given(file), Counter[str]()) for task, file in files.items()}
+    else:
+        settings["profile"] = profile.model_dump()
+        made = make_labels(dataset, profile, definitions)
+    with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
-            labels = pl.concat(parts[definition.task]).sort("subject_id", "prediction_time", maintain_order=True)
+            labels, left_out = made[definition.task]
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
                 kept = limit_times(labels, choices.max_times_per_subject, choices.seed)
-                left_out[definition.task]["beyond max_times_per_subject"] += labels.height - kept.height
+                left_out["beyond max_times_per_subject"] += labels.height - kept.height
                 labels = kept
             labels.write_parquet(folder / f"{definition.task}.parquet")
             facts[definition.task] = {
                 "question": definition.question,
                 "labels": labels.height,
                 "positive": int(labels["boolean_value"].sum()),
-                "left_out": dict(left_out[definition.task]),
+                "left_out": dict(left_out),
             }
     return facts
 

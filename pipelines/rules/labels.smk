@@ -3,6 +3,7 @@ rule label:
     input:
         EVENTS,
         rules.check.output,
+        GIVEN,
         profile=PROFILE,
     output:
         directory(f"{RESULTS}/labels"),

@@ -40,3 +40,6 @@ rule probe_counts:
     shell:
         "ehrctx probe --timelines {input.timelines} --labels {input.labels} --splits {input.splits} "
         "--settings {params.settings:q} --out {output}"
+
+
+PREDICTIONS = [*expand(rules.probe.output, model=STUDY.models), *rules.probe_counts.output]

@@ -1,13 +1,17 @@
-# Scores with intervals, the page, the executed notebook.
+# Scores with intervals, the page, the executed notebooks.
+TABLES = ["scores", "differences", "labels", "models", "curves", "strata", "perplexity"]
+NOTEBOOKS = ["overview", "copy_forwarding", "irregular_intervals", "disease_progression"]
+
+
 rule score:
     input:
         tracked=rules.tracking_store.output,
-        predictions=[*expand(rules.probe.output, model=STUDY.models), *rules.probe_counts.output],
+        predictions=PREDICTIONS,
         models=expand(rules.pretrain.output, model=STUDY.models),
         labels=rules.label.output,
         splits=SPLITS,
     output:
-        expand(f"{RESULTS}/report/{{table}}.csv", table=["scores", "differences", "labels", "models"]),
+        expand(f"{RESULTS}/report/{{table}}.csv", table=["scores", "differences", "labels", "models", "curves"]),
         f"{RESULTS}/report/provenance.json",
     params:
         folder=f"{RESULTS}/report",
@@ -25,8 +29,8 @@ rule score:
 
 rule report:
     input:
-        tables=rules.score.output,
-        models=expand(rules.pretrain.output, model=STUDY.models),
+        rules.score.output,
+        rules.robustness.output,
         timelines=TIMELINES,
         summary=rules.check.output,
     output:
@@ -34,21 +38,23 @@ rule report:
     params:
         folder=f"{RESULTS}/report",
         study=STUDY.model_dump_json(),
-        models=lambda _, input: [f"--model {m}" for m in input.models],
     shell:
-        "ehrctx report --tables {params.folder} {params.models} --timelines {input.timelines} "
+        "ehrctx report --tables {params.folder} --timelines {input.timelines} "
         "--summary {input.summary} --study {params.study:q} --out {output}"
 
 
 rule notebook:
     input:
         rules.score.output,
-        notebook="notebooks/overview.ipynb",
+        rules.robustness.output,
+        notebook="notebooks/{notebook}.ipynb",
     output:
-        notebook=f"{RESULTS}/report/overview.ipynb",
-        page=f"{RESULTS}/report/overview.html",
+        notebook=f"{RESULTS}/report/{{notebook}}.ipynb",
+        page=f"{RESULTS}/report/{{notebook}}.html",
     params:
         folder=f"{RESULTS}/report",
+    wildcard_constraints:
+        notebook="|".join(NOTEBOOKS),
     shell:
         "papermill --log-level WARNING --no-progress-bar -p tables {params.folder} {input.notebook} {output.notebook} && "
         "jupyter nbconvert --log-level WARN --no-input --to html {output.notebook}"

@@ -9,6 +9,7 @@ from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
 from ehrctx.study import Study, validate
 from ehrctx.tasks.definition import load_definition
+from ehrctx.tasks.given import label_files
 from ehrctx.timelines.spec import find_spec
 
 # Jobs find this environment's commands, whether or not it was activated.
@@ -27,6 +28,7 @@ try:
     # A MEDS data set is used in place; without one, the cohort is simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
+    GIVEN = [str(file) for file in label_files(Path(STUDY.labels.given), STUDY.tasks).values()] if STUDY.labels.given else []
     EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
 except InputError as error:
     raise WorkflowError(str(error)) from None

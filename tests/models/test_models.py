@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaConfig, MambaForCausalLM
 
 from ehrctx.errors import InputError
-from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 from ehrctx.models.model import build_model, load_model, save_model
+from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 from ehrctx.study import ModelId
 from ehrctx.timelines.spec import BOS, EOS, PAD
 

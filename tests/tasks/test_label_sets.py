@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ehrctx.artifacts import MANIFEST
 from ehrctx.errors import InputError
-from ehrctx.study import Labels
+from ehrctx.events.profile import DatasetProfile
+from ehrctx.study import Labels, load
 from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.label_sets import limit_times, read_labels, write_labels
 
@@ -156,6 +157,8 @@ LABORATORY = {
     "abnormal": "above",
     "thresholds": [1, 2, 3],
 }
+ICU = {"task": "t", "family": "icu", "question": "?"}
+READMISSION = {"task": "t", "family": "readmission", "question": "?", "at_least_minutes": 1, "at_most_days": 30}
 DIAGNOSIS = {
     "task": "t",
     "family": "diagnosis",
@@ -178,7 +181,26 @@ DIAGNOSIS = {
         (LABORATORY | {"abnormal": "over"}, "`abnormal`"),
         (LABORATORY | {"result": ["LOINC/1"]}, "`result`"),
         (LABORATORY | {"conversions": {"u": "one"}}, "`conversions.u`"),
+        (LABORATORY | {"conversions": {"u": 0}}, "`conversions.u`"),
+        (LABORATORY | {"thresholds": [1, 3, 2]}, "`abnormal: above` the thresholds must rise .* they are 1, 3, 2"),
+        (LABORATORY | {"thresholds": [2, 2, 3]}, "must rise"),
+        (LABORATORY | {"thresholds": [3, 2, 1]}, "must rise"),
+        (LABORATORY | {"abnormal": "below"}, "`abnormal: below` the thresholds must fall .* they are 1, 2, 3"),
+        (LABORATORY | {"abnormal": "at_most"}, "`abnormal: at_most` the thresholds must fall"),
+        (LABORATORY | {"abnormal": "below", "thresholds": [3, 1, 1]}, "must fall"),
+        (LABORATORY | {"thresholds": [1, 2, float("nan")]}, "must rise"),
         (DIAGNOSIS | {"within_days": [1]}, "within_days"),
+        (
+            DIAGNOSIS | {"within_days": [365, 1]},
+            r"`within_days` is \(more than, at most\) .*; 365, 1 is no such window",
+        ),
+        (DIAGNOSIS | {"within_days": [1, 1]}, "no such window"),
+        (DIAGNOSIS | {"within_days": [-1, 1]}, "no such window"),
+        (READMISSION | {"at_least_minutes": -1}, "`at_least_minutes`"),
+        (READMISSION | {"at_most_days": 0}, "`at_most_days`"),
+        (READMISSION | {"at_least_minutes": 1440, "at_most_days": 1}, "no time is at least 1440 minutes .* 1 days"),
+        ({k: v for k, v in READMISSION.items() if k != "at_most_days"}, "the key `at_most_days` is missing"),
+        (ICU | {"at_least_days": 7}, "unknown key `at_least_days`"),
         (DIAGNOSIS | {"diagnosis": {"ICD10CM": "I10"}}, "`diagnosis"),
         (["stay"], "expected keys and values"),
         (None, "no task family None|expected keys and values"),
@@ -200,24 +222,71 @@ def test_definition_that_is_not_yaml_or_text(tmp_path, content):
         load_definition(str(file))
 
 
-@pytest.mark.parametrize("values", [STAY, LABORATORY, DIAGNOSIS])
+@pytest.mark.parametrize("values", [STAY, ICU, READMISSION, LABORATORY, DIAGNOSIS])
 def test_own_definition_from_a_file(tmp_path, values):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(values))
     assert json.loads(load_definition(str(file)).model_dump_json(exclude={"source"})) == values
 
 
-@pytest.mark.parametrize("task", ["guo_los", "new_acutemi"])
-@pytest.mark.parametrize("key", ["admission", "discharge"])
-def test_profile_without_visits_is_refused_by_name(cohort, repository, tmp_path, task, key):
-    """Both families pair admissions with discharges, so neither may end with no label and no word."""
+NEEDS = {
+    "guo_los": ("admission", "discharge"),
+    "guo_icu": ("admission", "discharge", "icu_admission"),
+    "guo_readmission": ("admission", "discharge", "death", "follow_up_end"),
+    "new_acutemi": ("admission", "discharge"),
+}
+
+
+@pytest.mark.parametrize(("task", "key"), [(task, key) for task, keys in NEEDS.items() for key in keys])
+def test_profile_without_a_key_that_the_task_needs_is_refused_by_name(cohort, repository, tmp_path, task, key):
+    """No family may end with no label, or with labels that mean something else, and no word."""
     values = yaml.safe_load((repository / "pipelines" / "datasets" / "simulated.yaml").read_text())
-    del values[key]
+    values[key] = None if key == "follow_up_end" else []
     file = tmp_path / "bare.yaml"
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match=rf"'{task}' needs `{key}` in the profile 'simulated'"):
         write_labels(cohort.events, str(file), ["lab_hyponatremia", task], Labels(), tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize("key", ["admission", "discharge", "icu_admission", "follow_up_end"])
+def test_keys_that_are_not_in_the_profile_are_empty(key):
+    assert not getattr(DatasetProfile(name="bare"), key)
+    assert DatasetProfile(name="bare").death == ("MEDS_DEATH",)
+
+
+@pytest.mark.parametrize("text", ["2024-12-31", "'2024-12-31'", "record_end", "death", "null"])
+def test_follow_up_end_as_yaml_gives_it(tmp_path, text):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"name: own\nfollow_up_end: {text}\n")
+    profile = load(DatasetProfile, file)
+    assert profile.follow_up_end == (None if text == "null" else text.strip("'"))
+    assert json.loads(json.dumps(profile.model_dump())) == json.loads(profile.model_dump_json())
+
+
+@pytest.mark.parametrize("text", ["recordend", "31.12.2024", "'2024-13-01'", "2024", "2024-12-31 10:00:00", "[]", "''"])
+def test_follow_up_end_that_is_none_is_refused(tmp_path, text):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"name: own\nfollow_up_end: {text}\n")
+    with pytest.raises(
+        InputError, match=r"own\.yaml: `follow_up_end`: .* is not record_end, death or a date YYYY-MM-DD"
+    ):
+        load(DatasetProfile, file)
+
+
+def test_manifest_holds_definitions_profile_and_reasons(cohort, repository, tmp_path):
+    tasks = ["guo_readmission", "guo_icu"]
+    facts = write_labels(cohort.events, profile_file(repository), tasks, Labels(), tmp_path / "labels")
+    manifest = json.loads((tmp_path / "labels" / MANIFEST).read_text())
+    assert manifest["facts"] == facts
+    assert manifest["settings"]["tasks"] == [json.loads(load_definition(t).model_dump_json()) for t in tasks]
+    assert manifest["settings"]["profile"]["follow_up_end"] == "2024-12-31"
+    assert list(facts["guo_readmission"]["left_out"]) == [
+        "discharged by death",
+        "readmitted on the discharge day",
+        "discharged while another stay was open",
+        "followed for less than 30 days",
+    ]
 
 
 def test_laboratory_tasks_need_no_visits(cohort, tmp_path, unlimited):

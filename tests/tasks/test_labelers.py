@@ -1,22 +1,25 @@
 """Every family of tasks against a slow labeler in plain Python, on the simulated cohort and on the real demo."""
 
 import math
+import operator
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from functools import cache
 
 import polars as pl
 import pytest
 import yaml
+from hand_made import NO_CODES, PROFILE, events_of, stay_of
 
 from ehrctx.events.meds import open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import load
-from ehrctx.tasks.definition import Diagnosis, Laboratory, Stay, load_definition
+from ehrctx.tasks.definition import DEFINITIONS, Diagnosis, Laboratory, Stay, load_definition
 from ehrctx.tasks.labelers import LABEL_SCHEMA, label_shard
 
-TASKS = ("guo_los", "lab_hyponatremia", "new_acutemi", "new_hypertension")
+TASKS = sorted(file.stem for file in DEFINITIONS.glob("*.yaml"))
 
 
 # --- the slow labelers: definitions of context-clues, one row at a time -------------------------------------------
@@ -89,8 +92,8 @@ def days_end(time):
 
 
 def slow_stays(events, profile):
-    """(admitted, discharged) of each visit that has both."""
-    opened, closed = {}, {}
+    """visit -> (admitted, discharged, its discharge codes) of each visit that has both."""
+    opened, closed, codes = {}, {}, {}
     for event in events:
         if event["visit"] is None:
             continue
@@ -98,25 +101,77 @@ def slow_stays(events, profile):
             opened[event["visit"]] = min(opened.get(event["visit"], event["time"]), event["time"])
         if matching(event["code"], profile["discharge"]):
             closed[event["visit"]] = max(closed.get(event["visit"], event["time"]), event["time"])
-    return [(opened[v], closed[v]) for v in opened if v in closed and closed[v] >= opened[v]]
+            codes.setdefault(event["visit"], []).append(event["code"])
+    return {v: (opened[v], closed[v], codes[v]) for v in opened if v in closed and closed[v] >= opened[v]}
 
 
-def slow_labels(folder, profile_file, task):
+def slow_icu(events, profile):
+    """(prediction time, label or the reason for none) of each visit."""
+    icu = [e for e in events if matching(e["code"], profile["icu_admission"])]
+    for visit, (admitted, discharged, _) in slow_stays(events, profile).items():
+        entered = [
+            e["time"]
+            for e in icu
+            if e["visit"] == visit or (e["visit"] is None and admitted <= e["time"] <= discharged)
+        ]
+        if admitted.date() == discharged.date():
+            yield None, "discharged on the admission day"
+        elif any(time.date() <= admitted.date() for time in entered):
+            yield None, "in intensive care by the admission day"
+        else:
+            yield days_end(admitted), any(days_end(admitted) < time <= discharged for time in entered)
+
+
+def slow_readmission(events, profile, task):
+    """(prediction time, label or the reason for none) of each discharge."""
+    stays = slow_stays(events, profile)
+    opened = {}  # every admission, closed or not
+    for event in events:
+        if matching(event["code"], profile["admission"]):
+            opened[event["visit"]] = min(opened.get(event["visit"], event["time"]), event["time"])
+    death = min((e["time"] for e in events if matching(e["code"], profile["death"])), default=datetime.max)
+    followed = {"death": datetime.max, "record_end": max(e["time"] for e in events)}.get(profile["follow_up_end"])
+    if followed is None:  # a date, from YAML or as text
+        followed = days_end(date.fromisoformat(str(profile["follow_up_end"]))) + timedelta(seconds=59)
+    for visit, (_, discharged, codes) in stays.items():
+        now = days_end(discharged)
+        until = now + timedelta(days=task["at_most_days"])
+        back = min((t for v, t in opened.items() if v != visit and t >= discharged), default=datetime.max)
+        if death.date() <= discharged.date() or any(matching(code, profile["discharged_dead"]) for code in codes):
+            yield None, "discharged by death"
+        elif back.date() == discharged.date():
+            yield None, "readmitted on the discharge day"
+        elif any(a <= discharged < d for v, (a, d, _) in stays.items() if v != visit):
+            yield None, "discharged while another stay was open"
+        elif until > followed and death > until:
+            yield None, "followed for less than 30 days"
+        else:
+            yield now, now + timedelta(minutes=task["at_least_minutes"]) < back <= until
+
+
+def slow_labels(folder, profile_file, task, **changes):
     """(subject, prediction time, label, grade) of every label, sorted, and how many were left out for which reason."""
     labels, left_out = [], Counter()
-    profile = yaml.safe_load(profile_file.read_text())
+    profile = yaml.safe_load(profile_file.read_text()) | changes
     belongs = slow_members(folder, task.get("result") or task.get("diagnosis") or {})
     for subject, events in slow_events(folder, profile_file).items():
         if task["family"] == "stay":
-            for admitted, discharged in slow_stays(events, profile):
+            for admitted, discharged, _ in slow_stays(events, profile).values():
                 if admitted.date() == discharged.date():
                     left_out["discharged on the admission day"] += 1
                     continue
                 is_long = (discharged - admitted).total_seconds() >= task["at_least_days"] * 86_400
                 labels.append((subject, days_end(admitted), is_long, None))
+        if task["family"] in ("icu", "readmission"):
+            judged = slow_icu(events, profile) if task["family"] == "icu" else slow_readmission(events, profile, task)
+            for now, verdict in judged:
+                if now is None:
+                    left_out[verdict] += 1
+                else:
+                    labels.append((subject, now, verdict, None))
         if task["family"] == "diagnosis":
             diagnosed = min((e["time"] for e in events if belongs(e["code"])), default=None)
-            for _, discharged in slow_stays(events, profile):
+            for _, discharged, _ in slow_stays(events, profile).values():
                 now = days_end(discharged)
                 if diagnosed is not None and diagnosed < now:
                     left_out["after the first diagnosis"] += 1
@@ -139,13 +194,15 @@ def slow_labels(folder, profile_file, task):
                 else:
                     grade = 0
                     if is_number:
-                        value = Decimal(f"{event['value']:.6g}") * Decimal(str(task["conversions"][event["unit"]]))
-                        for threshold in map(Decimal, map(str, task["thresholds"])):
-                            grade += {
-                                "at_most": value <= threshold,
-                                "below": value < threshold,
-                                "above": value > threshold,
-                            }[task["abnormal"]]
+                        # 0.0555555556 is 1/18
+                        factor = Fraction(task["conversions"][event["unit"]]).limit_denominator(1000)
+                        value = Fraction(f"{event['value']:.6g}") * factor
+                        mild, *worse = map(Fraction, map(str, task["thresholds"]))
+                        if task["abnormal"] == "above":
+                            grade = sum(value > threshold for threshold in (mild, *worse))
+                        else:
+                            grade = sum(value < threshold for threshold in (mild, *worse))
+                            grade += task["abnormal"] == "at_most" and value == mild
                     labels.append((subject, event["time"] - timedelta(minutes=1), grade > 0, grade))
     return sorted(labels, key=lambda row: (*row[:2], row[2], row[3] or 0)), left_out
 
@@ -153,13 +210,18 @@ def slow_labels(folder, profile_file, task):
 # --- comparisons --------------------------------------------------------------------------------------------------
 
 
-def fast_labels(folder, profile_file, definition):
-    dataset = open_dataset(folder)
-    profile = load(DatasetProfile, profile_file)
-    codes = read_codes(dataset)
+@cache
+def fast_events(folder, profile_file):
+    dataset, profile = open_dataset(folder), load(DatasetProfile, profile_file)
+    return [read_shard(dataset, shard, profile) for shard in dataset.shards], profile, read_codes(dataset)
+
+
+def fast_labels(folder, profile_file, definition, **changes):
+    shards, profile, codes = fast_events(folder, profile_file)
+    profile = profile.model_copy(update=changes)
     rows, left_out = [], Counter()
-    for shard in dataset.shards:
-        labels, reasons = label_shard(read_shard(dataset, shard, profile), profile, codes, definition)
+    for events in shards:
+        labels, reasons = label_shard(events, profile, codes, definition)
         assert dict(labels.schema) == LABEL_SCHEMA
         assert labels.equals(labels.sort("subject_id", "prediction_time", maintain_order=True))
         rows += labels.rows()
@@ -174,26 +236,71 @@ def compare(folder, repository, profile_name, task):
     expected, left_out = slow_labels(folder, profile_file, yaml.safe_load(definition_file.read_text()))
     assert ours[0] == expected
     assert ours[1] == left_out
-    return expected
+    return expected, left_out
+
+
+# What no simulated subject has: a first diagnosis of hypertension after a stay, the other diseases, intensive care.
+NONE_SIMULATED = {"new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus", "guo_icu"}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_simulated_cohort_row_by_row(cohort, repository, task):
-    labels = compare(cohort.events, repository, "simulated", task)
+    labels, _ = compare(cohort.events, repository, "simulated", task)
     positive = sum(label for _, _, label, _ in labels)
     assert positive < len(labels)
-    assert positive > 0 or task == "new_hypertension"  # nobody there comes to hospital without knowing it
+    assert positive > 0 or task in NONE_SIMULATED
+
+
+# The counts of the data set's README, and what follows from them: 128 visits with an ICU stay, of which 86 on the
+# admission day, leave 42. Labels, positive ones, and what is left out.
+DEMO = {
+    "guo_los": (262, 92, {"discharged on the admission day": 13}),
+    "guo_icu": (176, 42, {"discharged on the admission day": 13, "in intensive care by the admission day": 86}),
+    "guo_readmission": (257, 50, {"discharged by death": 15, "readmitted on the discharge day": 3}),
+    "lab_hyperkalemia": (3321, 111, {"without a value": 3}),
+    "lab_hyponatremia": (3147, 1047, {}),
+    "lab_anemia": (2928, 2340, {"without a value": 2}),
+    "lab_hypoglycemia": (2971, 71, {"without a value": 2}),
+    "lab_thrombocytopenia": (2820, 1051, {"without a value": 7}),
+    "new_pancan": (274, 0, {"after the first diagnosis": 1}),
+    "new_celiac": (275, 0, {}),
+    "new_lupus": (275, 0, {}),
+    "new_acutemi": (236, 5, {"after the first diagnosis": 39}),
+    "new_hypertension": (115, 9, {"after the first diagnosis": 160}),
+    "new_hyperlipidemia": (121, 2, {"after the first diagnosis": 154}),
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_real_demo_row_by_row(mimic_demo, repository, task):
-    labels = compare(mimic_demo, repository, "mimic_iv", task)
-    known = {"lab_hyponatremia": (3147, 1047), "guo_los": (262, 92)}
-    positive = sum(label for _, _, label, _ in labels)
-    if task in known:
-        assert (len(labels), positive) == known[task]
-    else:
-        assert 0 < positive < len(labels)
+    labels, left_out = compare(mimic_demo, repository, "mimic_iv", task)
+    assert (len(labels), sum(label for _, _, label, _ in labels), left_out) == DEMO[task]
+
+
+@pytest.mark.parametrize(("follow_up_end", "censored"), [("record_end", 33), ("2150-06-30", 109)])
+def test_real_demo_with_another_follow_up(mimic_demo, repository, follow_up_end, censored):
+    profile_file = repository / "pipelines" / "datasets" / "mimic_iv.yaml"
+    task = yaml.safe_load((DEFINITIONS / "guo_readmission.yaml").read_text())
+    expected, left_out = slow_labels(mimic_demo, profile_file, task, follow_up_end=follow_up_end)
+    ours = fast_labels(mimic_demo, profile_file, load_definition("guo_readmission"), follow_up_end=follow_up_end)
+    assert ours == (expected, left_out)
+    assert left_out["followed for less than 30 days"] == censored
+
+
+@pytest.mark.parametrize(
+    ("task", "results", "abnormal"),
+    [("lab_hyperkalemia", 3321, 111), ("lab_hyponatremia", 3147, 1047), ("lab_anemia", 2928, 2340)],
+)
+def test_concepts_units_and_thresholds_meet_the_readmes_counts(mimic_demo, repository, task, results, abnormal):
+    """The raw definition, on all valued results."""
+    definition = yaml.safe_load((DEFINITIONS / f"{task}.yaml").read_text())
+    belongs = slow_members(mimic_demo, definition["result"])
+    rows = slow_events(mimic_demo, repository / "pipelines" / "datasets" / "mimic_iv.yaml").values()
+    found = [e for events in rows for e in events if e["value"] is not None and belongs(e["code"])]
+    values = [round(e["value"] * definition["conversions"][e["unit"]], 4) for e in found]
+    mild = definition["thresholds"][0]
+    beyond = {"above": operator.gt, "below": operator.lt, "at_most": operator.le}[definition["abnormal"]]
+    assert (len(values), sum(beyond(value, mild) for value in values)) == (results, abnormal)
 
 
 def test_simulated_profile_is_found_by_name(repository, monkeypatch):
@@ -202,27 +309,6 @@ def test_simulated_profile_is_found_by_name(repository, monkeypatch):
 
 
 # --- edges, spelled out -------------------------------------------------------------------------------------------
-
-PROFILE = DatasetProfile(name="p", admission=("IN",), discharge=("OUT",), visit_column="visit")
-NO_CODES = pl.DataFrame(schema={"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)})
-EVENTS = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-    "unit": pl.String,
-    "visit": pl.Int64,
-}
-
-
-def events_of(rows):
-    """Rows of dicts as `read_shard` gives them, of subject 1 unless they say otherwise."""
-    return pl.DataFrame([{"subject_id": 1} | row for row in rows], schema=EVENTS)
-
-
-def stay_of(admitted, discharged, visit=1):
-    return [{"time": admitted, "code": "IN", "visit": visit}, {"time": discharged, "code": "OUT", "visit": visit}]
 
 
 def long_stay(days):
@@ -282,10 +368,10 @@ def number(value, unit="mmol/L"):
 @pytest.mark.parametrize(
     ("abnormal", "thresholds", "values", "grades"),
     [
-        ("at_most", (135, 130, 125), (135.1, 135.0, 130.1, 130.0, 125.1, 125.0, 0.0), (0, 1, 1, 2, 2, 3, 3)),
+        ("at_most", (135, 130, 125), (135.1, 135.0, 130.0, 129.9, 125.0, 124.9, 0.0), (0, 1, 1, 2, 2, 3, 3)),
         ("below", (120, 110, 70), (120.0, 119.9, 110.0, 109.9, 70.0, 69.9), (0, 1, 1, 2, 2, 3)),
         ("above", (5.5, 6, 7), (5.5, 5.6, 6.0, 6.1, 7.0, 7.1), (0, 1, 1, 2, 2, 3)),
-        ("at_most", (3.9, 3.5, 3.0), (4.0, 3.9, 3.5, 3.0), (0, 1, 2, 3)),
+        ("at_most", (3.9, 3.5, 3.0), (4.0, 3.9, 3.5, 3.4, 3.0, 2.9), (0, 1, 1, 2, 2, 3)),
     ],
 )
 def test_grades_at_their_thresholds(abnormal, thresholds, values, grades):

@@ -49,3 +49,14 @@ def token_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Equal to `torch.nn.functional.cross_entropy(states @ weight.t(), targets, reduction="sum")`.
     """
     return _TokenLoss.apply(states, weight, targets)
+
+
+@torch.no_grad()
+def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy (nats) of each of `targets` int64[n] under `states` [n, D] @ `weight` [V, D]ᵀ; float32[n]."""
+    out = torch.empty(len(targets), dtype=torch.float32, device=states.device)
+    for start in range(0, len(targets), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        logits = (states[chunk] @ weight.t().to(states.dtype)).float()
+        out[chunk] = logits.logsumexp(1) - logits.gather(1, targets[chunk].unsqueeze(1)).squeeze(1)
+    return out

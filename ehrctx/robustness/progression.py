@@ -1,0 +1,100 @@
+"""Disease progression: perplexity by the position of a token in its timeline.
+
+As a disease progresses, more problems are active and what comes next is harder to guess; context helps against it. The
+study plots, for each position, the median over subjects of exp(loss), smoothed. Here positions are gathered in
+log-spaced bins, which need no smoothing, with patient-level intervals; apart for tokens that the timeline holds for the
+first time and tokens that repeat an earlier one, as copy-forwarding makes the latter easy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrctx.artifacts import read_manifest
+from ehrctx.probe.statistics import interval
+from ehrctx.study import Perplexity, Statistics
+
+KIND = "token losses"
+KINDS = ("all", "first", "repeat")
+_CELLS = 8_000_000  # replicates x tokens held at once
+
+SCHEMA: dict[str, Any] = {
+    "model": pl.String,
+    "position_from": pl.Int64,
+    "position_to": pl.Int64,
+    "kind": pl.String,
+    "median": pl.Float64,
+    "lower": pl.Float64,
+    "upper": pl.Float64,
+    "n": pl.Int64,
+    "n_subjects": pl.Int64,
+}
+
+
+def position_bins(longest: int, per_octave: int) -> np.ndarray:
+    """Increasing first positions of the bins, int64: powers of 2^(1 / per_octave), rounded; the last is > longest."""
+    steps = int(np.ceil(np.log2(max(longest, 1) + 1) * per_octave)) + 1
+    edges = np.unique(np.round(2.0 ** (np.arange(steps + 1) / per_octave)).astype(np.int64))
+    return edges[: int(np.searchsorted(edges, longest, side="right")) + 1]
+
+
+def weighted_medians(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """For each row of weights [replicates, n], the smallest value that half of the weight does not exceed; NaN at 0."""
+    order = np.argsort(values, kind="stable")
+    ordered, out = values[order], np.full(len(weights), np.nan)
+    rows = max(1, _CELLS // max(1, len(values)))
+    for first in range(0, len(weights), rows):
+        cumulative = weights[first : first + rows][:, order].cumsum(axis=1, dtype=np.int64)
+        total = cumulative[:, -1]
+        reached = (cumulative * 2 >= total[:, None]).argmax(axis=1)
+        out[first : first + rows] = np.where(total > 0, ordered[reached], np.nan)
+    return out
+
+
+def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistics: Statistics) -> pl.DataFrame:
+    """(position_from, position_to, kind, median, lower, upper, n, n_subjects) of one model's token losses.
+
+    `losses` holds subject_id, position, repeat, loss (nats). Bins under the minimum of tokens or subjects are left out.
+    The median over tokens of exp(loss), with a patient-level bootstrap interval; the draws are shared by all bins.
+    """
+    ids, subject = np.unique(losses["subject_id"].to_numpy(), return_inverse=True)
+    position, repeat = losses["position"].to_numpy(), losses["repeat"].to_numpy()
+    perplexity = np.exp(losses["loss"].to_numpy().astype(np.float64))
+    rng = np.random.default_rng(statistics.seed)
+    draws = rng.multinomial(len(ids), np.full(len(ids), 1 / max(1, len(ids))), size=statistics.replicates)
+    edges = position_bins(int(position.max(initial=1)), settings.bins_per_octave)
+    rows = []
+    for low, high in pairwise(edges):
+        inside = (position >= low) & (position < high)
+        for kind in KINDS:
+            chosen = inside if kind == "all" else inside & (repeat == (kind == "repeat"))
+            of = subject[chosen]
+            n_subjects = len(np.unique(of))
+            if len(of) < settings.minimum_tokens or n_subjects < settings.minimum_subjects:
+                continue
+            lower, upper = interval(weighted_medians(perplexity[chosen], draws[:, of]), statistics.level)
+            median = float(np.median(perplexity[chosen]))
+            rows.append((int(low), int(high) - 1, kind, median, lower, upper, len(of), n_subjects))
+    return pl.DataFrame(rows, schema={k: v for k, v in SCHEMA.items() if k != "model"}, orient="row")
+
+
+def read_token_losses(folder: Path) -> tuple[str, dict[str, Any], pl.DataFrame]:
+    """The model's id, the facts (window, stride, subjects …) and the losses that `ehrctx perplexity` wrote."""
+    manifest = read_manifest(folder, KIND)
+    return manifest["settings"]["model"], manifest["facts"], pl.read_parquet(Path(folder) / "losses.parquet")
+
+
+def perplexity_table(folders: Sequence[Path], settings: Perplexity, statistics: Statistics) -> pl.DataFrame:
+    """`perplexity_by_position` of all models, as SCHEMA."""
+    frames = [pl.DataFrame(schema=SCHEMA)]
+    for folder in folders:
+        model, _, losses = read_token_losses(folder)
+        table = perplexity_by_position(losses, settings, statistics)
+        frames.append(table.with_columns(model=pl.lit(model)).select([pl.col(c).cast(t) for c, t in SCHEMA.items()]))
+    return pl.concat(frames)
