@@ -159,6 +159,10 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
     return figure
 
 
+def _heading(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10)
+
+
 def _panels_by_architecture(models: pl.DataFrame, height: float) -> tuple[Figure, dict[str, Axes]]:
     found = architectures(models)
     figure, panels, _ = _grid(len(found), 4, height, sharey=True)
@@ -214,10 +218,8 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
         axes.set_xticks(x, [f"{q}{share}" for q, share in zip(QUARTILES, shares, strict=True)])
         axes.set_xlabel(f"{low} → {high}", fontsize=9.5)
         axes.legend(frameon=False, fontsize=8.5, loc="best")
-    n = f"n = {rows['n'][0]} to {rows['n'][-1]} labels a quarter" if rows.height else ""
-    figure.suptitle(
-        f"Quarters by {axis}; {n}; below each, the share of positive labels", x=0.01, ha="left", fontsize=10
-    )
+    sizes = " to ".join(dict.fromkeys([*rows["n"].head(1), *rows["n"].tail(1)]))
+    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each; below it, the share of them that is positive")
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("Brier score, " + ("mean over tasks" if task == MACRO else task))
     return figure
@@ -296,13 +298,8 @@ def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fi
         axes.set_ylabel("median perplexity per token")
     if rows.height:
         one = rows.filter(pl.col("model") == rows["model"][0]).sort("position_from")
-        figure.suptitle(
-            f"n = {one['n_subjects'][0]} subjects at the first positions, {one['n_subjects'][-1]} at the last; "
-            "thin vertical lines: context lengths",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-        )
+        of = f"n = {one['n_subjects'][0]} subjects at the first position, {one['n_subjects'][-1]} at the last"
+        _heading(figure, f"All tokens, {of}\nthin vertical lines: context lengths")
     return figure
 
 
@@ -333,6 +330,7 @@ def perplexity_of_repeats(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fig
         axes.legend(frameon=False, fontsize=8.5, loc="best")
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("median perplexity per token")
+    _heading(figure, "Tokens new to their timeline, and repeats of earlier ones")
     return figure
 
 

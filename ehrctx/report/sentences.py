@@ -117,8 +117,8 @@ def quartile_sentence(strata: pl.DataFrame, name: str, task: str = MACRO) -> str
     of = "the mean over tasks" if task == MACRO else task
     _, low, high = PROPERTY_NAMES[name]
     return (
-        f"{model}, which has the lowest Brier score, has {of_model[0]:.3f} on the quarter of labels whose history is "
-        f"{low} and {of_model[1]:.3f} on the quarter that is {high} ({signed(row['value'])}, interval "
+        f"The model with the lowest Brier score, {model}, has {of_model[0]:.3f} on the quarter of labels whose history "
+        f"is {low} and {of_model[1]:.3f} on the quarter that is {high} ({signed(row['value'])}, interval "
         f"{_interval(row)}, {of}); the interval excludes 0 for {sure} of {differences.height} models"
     )
 
@@ -140,7 +140,7 @@ def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -
         rows = own.filter(pl.col("model") == model)
         worse, better = rows.filter(pl.col("lower") > 0).height, rows.filter(pl.col("upper") < 0).height
         parts.append(f"{model} is surely worse in {worse} and surely better in {better} of {rows.height} tasks")
-    return f"on the quarter that is {high}, against the one that is {low}: {'; '.join(parts)}"
+    return f"On the quarter that is {high}, against the one that is {low}: {'; '.join(parts)}"
 
 
 def loss_sentence(curves: pl.DataFrame) -> str:
@@ -148,7 +148,7 @@ def loss_sentence(curves: pl.DataFrame) -> str:
     last = curves.sort("tokens").group_by("model", maintain_order=True).last().sort("loss", "model")
     best, worst = last.row(0, named=True), last.row(-1, named=True)
     return (
-        f"the lowest validation loss is {best['loss']:.3f} nats per token ({best['model']}), the highest "
+        f"The lowest validation loss is {best['loss']:.3f} nats per token ({best['model']}), the highest "
         f"{worst['loss']:.3f} ({worst['model']})"
     )
 
@@ -168,7 +168,7 @@ def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str |
             f"{longest['model']} from {first['median']:.3g} at the first token to {last['median']:.3g} at tokens "
             + (where if apart else f"{where} (intervals overlap)")
         )
-    return f"median perplexity goes: {'; '.join(parts)}" if parts else None
+    return f"Median perplexity goes: {'; '.join(parts)}" if parts else None
 
 
 def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
@@ -184,4 +184,4 @@ def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | No
             row = both.sort("position_from").row(-1, named=True)
             where = f"{row['position_from']:,} to {row['position_to']:,}"
             parts.append(f"{longest['model']} {row['median']:.3g} against {row['median_repeat']:.3g} (tokens {where})")
-    return f"median perplexity of new against repeated tokens: {'; '.join(parts)}" if parts else None
+    return f"Median perplexity of new against repeated tokens: {'; '.join(parts)}" if parts else None

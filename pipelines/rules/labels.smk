@@ -10,7 +10,7 @@ rule label:
     params:
         data=DATA,
         tasks=[f"--task {task}" for task in STUDY.tasks],
-        definitions=DEFINITIONS,  # a changed definition re-labels
+        definitions=lambda _: DEFINITIONS,  # a changed definition re-labels; a function, since braces are no wildcards here
         settings=STUDY.section("labels"),
     shell:
         "ehrctx label {params.data:q} {params.tasks} --profile {input.profile:q} --settings {params.settings:q} "

@@ -37,7 +37,7 @@ rule report:
         f"{RESULTS}/report/index.html",
     params:
         folder=f"{RESULTS}/report",
-        study=STUDY.model_dump_json(),
+        study=lambda _: STUDY.model_dump_json(),
     shell:
         "ehrctx report --tables {params.folder} --timelines {input.timelines} "
         "--summary {input.summary} --study {params.study:q} --out {output}"
