@@ -8,10 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file
+from ehrctx.artifacts import fingerprint, new_file, read_manifest
+from ehrctx.errors import InputError
+from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.score import mask
 from ehrctx.robustness.progression import perplexity_table
+from ehrctx.robustness.properties import KIND as PROPERTIES
 from ehrctx.robustness.properties import read_properties
 from ehrctx.robustness.strata import strata_table
 from ehrctx.study import Perplexity, Privacy, Statistics
@@ -28,7 +31,16 @@ def write_tables(
     privacy: Privacy,
     out: Path,
 ) -> dict[str, pl.DataFrame]:
-    """Writes strata.csv, perplexity.csv and robustness.json (what both were made from) to `out`; returns the tables."""
+    """Writes strata.csv, perplexity.csv and robustness.json (what both were made from) to `out`; returns the tables.
+
+    Raises InputError if predictions and properties come from different labels.
+    """
+    of_properties = read_manifest(properties, PROPERTIES)["inputs"]["labels"]
+    for folder in predictions:
+        if read_manifest(folder, PREDICTIONS)["inputs"]["labels"] != of_properties:
+            raise InputError(
+                f"{folder} and {properties} were made from different labels. Make them again from the same."
+            )
     tables = {
         "strata": strata_table([read_predictions(p)[1] for p in predictions], read_properties(properties), statistics),
         "perplexity": perplexity_table(losses, perplexity, statistics),

@@ -249,7 +249,7 @@ def _hospital_year(history: History, episode: bool, infarcted: bool) -> bool:
 
 def live(rng: np.random.Generator) -> tuple[list[Row], bool]:
     """One subject's rows, in no order, and whether the radiotherapy episode is among them."""
-    birth = np.datetime64("1950-01-01") + _days(rng.integers(0, 30 * 365))
+    birth = np.datetime64("1955-01-01") + _days(rng.integers(0, 38 * 365))
     history = History(
         rng,
         conditions={name: birth for name, (_, prevalence, _) in CONDITIONS.items() if rng.random() < prevalence},

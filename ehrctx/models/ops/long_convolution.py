@@ -11,14 +11,26 @@ different subjects must not share a row.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CELLS = 2**20  # complex numbers of one spectrum held at a time
+
+
+@cache
+def fast_length(n: int) -> int:
+    """The smallest even 2^a 3^b 5^c that is at least n >= 1: lengths for which a real FFT is fast."""
+    best = 1 << (n - 1).bit_length()
+    odd = [3**b * 5**c for b in range(13) for c in range(9)]
+    for factor in odd:
+        if factor < best:
+            power = max(0, (-(-n // factor) - 1).bit_length())
+            best = min(best, factor << max(power, 1))
+    return best
 
 
 def _blocks(batch: int, channels: int, n: int) -> Iterator[slice]:
@@ -32,7 +44,7 @@ class _LongConvolution(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
         ctx.save_for_backward(u, kernel)
         length = u.shape[-1]
-        n = next_fast_len(2 * length, real=True)
+        n = fast_length(2 * length)
         y = torch.empty_like(u)
         for block in _blocks(u.shape[0], u.shape[1], n):
             spectrum = torch.fft.rfft(u[:, block], n=n).mul_(torch.fft.rfft(kernel[block], n=n))
@@ -44,7 +56,7 @@ class _LongConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         u, kernel = ctx.saved_tensors
         length = u.shape[-1]
-        n = next_fast_len(2 * length, real=True)
+        n = fast_length(2 * length)
         grad_u, grad_kernel = torch.empty_like(u), torch.empty_like(kernel)
         for block in _blocks(u.shape[0], u.shape[1], n):
             # a convolution's adjoint is a correlation: the conjugate spectrum
