@@ -290,7 +290,7 @@ def settings(model: type[C], text: str | None, option: str = "--settings") -> C:
         return model()
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{option}: not valid YAML or JSON ({getattr(error, 'problem', error)}).") from None
     return validate(model, values, option)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -13,6 +14,11 @@ from ehrctx.study import Config, find, load
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 Concepts = dict[str, tuple[str, ...]]
+
+
+def plain_unit(unit: str) -> str:
+    """A unit without case and spaces, and with `u` for micro (µ, μ, mc): `K/mcL` and `k/uL` are one."""
+    return re.sub("µ|μ|mc", "u", unit.lower().replace(" ", ""))
 
 
 class _Task(Config):
@@ -84,6 +90,20 @@ class Laboratory(_Task):
             )
         return self
 
+    @model_validator(mode="after")
+    def _convertible(self) -> Self:
+        spelled: dict[str, str] = {}
+        for unit, factor in self.conversions.items():
+            twin = spelled.setdefault(plain_unit(unit), unit)
+            if self.conversions[twin] != factor:
+                raise ValueError(f"{twin!r} and {unit!r} are one unit, so they need the same factor")
+        return self
+
+    def factor(self, unit: str) -> float | None:
+        """What a result in `unit` is multiplied by; None for a unit that `conversions` does not know."""
+        factors = {plain_unit(known): factor for known, factor in self.conversions.items()}
+        return factors.get(plain_unit(unit))
+
 
 class Diagnosis(_Task):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
@@ -120,7 +140,7 @@ def load_definition(name_or_path: str) -> Definition:
     path = find(name_or_path, DEFINITIONS, "task")
     try:
         family = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("family")
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+    except (yaml.YAMLError, AttributeError, ValueError):
         family = "stay"  # `load` below says what is wrong
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")

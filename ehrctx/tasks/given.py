@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -21,11 +21,19 @@ def label_files(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
         files = [place for place in places if place.is_file()]
         if not files:
             raise InputError(
-                f"no labels of {task!r} in {folder}: neither {task}/labels.parquet nor {task}.parquet is there. "
-                f"Put the file there, or leave the task out."
+                f"no labels of {task!r} in {folder}: put {task}/labels.parquet or {task}.parquet there, or leave the "
+                f"task out."
             )
         found[task] = files[0]
     return found
+
+
+ACCEPTED: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
+    "subject_id": (lambda t: t.is_integer(), "an integer"),
+    "prediction_time": (lambda t: isinstance(t, pl.Datetime), "a date-time"),
+    "boolean_value": (lambda t: t in (pl.Boolean, pl.Null), "a boolean"),
+    "integer_value": (lambda t: t.is_numeric() or t == pl.Null, "an integer"),
+}
 
 
 def read_given(file: Path) -> pl.DataFrame:
@@ -34,22 +42,28 @@ def read_given(file: Path) -> pl.DataFrame:
     missing = [c for c in ("subject_id", "prediction_time") if c not in labels.columns]
     if missing:
         raise InputError(f"{file}: the column {missing[0]!r} is missing. Write it as MEDS prescribes.")
-    stated = [
-        value
-        for column, value in (
-            ("boolean_value", pl.col("boolean_value").cast(pl.Boolean)),
-            ("integer_value", pl.col("integer_value") > 0),
-        )
-        if column in labels.columns
-    ]
+    for column, (accepts, expected) in ACCEPTED.items():
+        if column in labels.columns and not accepts(labels.schema[column]):
+            raise InputError(f"{file}: the column {column!r} is {labels.schema[column]}, expected {expected}. Cast it.")
+    if "integer_value" in labels.columns and labels["integer_value"].is_nan().any():
+        row = int(labels["integer_value"].is_nan().arg_true()[0]) + 1
+        raise InputError(f"{file}, row {row:,}: integer_value is not a number. Leave it empty, or leave the row out.")
+    stated = [c for c in ("boolean_value", "integer_value") if c in labels.columns]
     if not stated:
         raise InputError(f"{file}: neither boolean_value nor integer_value is there. Write it as MEDS prescribes.")
-    grade = pl.col("integer_value") if "integer_value" in labels.columns else pl.lit(None)
-    found = labels.select("subject_id", "prediction_time", boolean_value=pl.coalesce(stated), integer_value=grade)
-    read = found.cast(LABEL_SCHEMA)  # type: ignore[arg-type]
-    for column in ("subject_id", "prediction_time", "boolean_value"):
-        empty = read[column].is_null()
+    values = {"boolean_value": pl.col("boolean_value"), "integer_value": pl.col("integer_value") > 0}
+    found = labels.select(
+        "subject_id",
+        pl.col("prediction_time").dt.replace_time_zone(None),
+        boolean_value=pl.coalesce(values[column] for column in stated),
+        integer_value=pl.col("integer_value") if "integer_value" in stated else pl.lit(None),
+    )
+    for column, name in (*((c, c) for c in ("subject_id", "prediction_time")), ("boolean_value", stated[0])):
+        empty = found[column].is_null()
         if empty.any():
-            row = int(empty.arg_true()[0]) + 1
-            raise InputError(f"{file}, row {row:,}: {column} is empty. Fill it, or leave the row out.")
-    return read.sort("subject_id", "prediction_time", maintain_order=True)
+            raise InputError(
+                f"{file}, row {int(empty.arg_true()[0]) + 1:,}: {name} is empty. Fill it, or leave the row out."
+            )
+    if found["subject_id"].cast(pl.Int64, strict=False).has_nulls():
+        raise InputError(f"{file}: a subject_id does not fit into 64 bits. Use the ids of the data set.")
+    return found.cast(LABEL_SCHEMA).sort("subject_id", "prediction_time", maintain_order=True)  # type: ignore[arg-type]

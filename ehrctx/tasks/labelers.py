@@ -144,6 +144,8 @@ def label_readmissions(events: pl.DataFrame, profile: DatasetProfile, codes: pl.
     )
     day, horizon = pl.col("discharged").dt.date(), pl.col("prediction_time") + days
     died_within = (pl.col("death") <= horizon).fill_null(False)  # later than the discharge: the others are out already
+    # an admission after the death is a wrong date, or an organ donor's
+    lived = pl.col("death").is_null() | (pl.col("readmitted") <= pl.col("death"))
     kept, left_out = _leave_out(
         discharges,
         {
@@ -154,7 +156,7 @@ def label_readmissions(events: pl.DataFrame, profile: DatasetProfile, codes: pl.
         },
     )
     wait = pl.col("readmitted") - pl.col("prediction_time")
-    soon = (wait >= timedelta(minutes=task.at_least_minutes)) & (wait <= days)
+    soon = (wait >= timedelta(minutes=task.at_least_minutes)) & (wait <= days) & lived
     labels = kept.select("subject_id", "prediction_time", boolean_value=soon.fill_null(False))
     return _finish(labels), left_out
 
@@ -170,22 +172,17 @@ def _grade(value: pl.Expr, task: Laboratory) -> pl.Expr:
     return pl.sum_horizontal([b.fill_null(False).cast(pl.Int64) for b in beyond])
 
 
-def plain_unit(unit: pl.Expr) -> pl.Expr:
-    """A unit's spelling without case and spaces, and with `u` for micro (µ, μ, mc): `K/mcL` and `k/uL` are one."""
-    return unit.str.to_lowercase().str.replace_all(" ", "", literal=True).str.replace_all("µ|μ|mc", "u")
-
-
 def label_results(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataFrame, task: Laboratory) -> Labels:
     """Is the result abnormal? Results in text count as normal, as in EHRSHOT; grade 0 is normal, 3 severe."""
     tests = codes_of(task.result, events["code"].unique(), codes)
     first = events.group_by("subject_id").agg(_first=pl.col("time").min())
-    conversions = pl.DataFrame({"_unit": list(task.conversions), "factor": list(task.conversions.values())})
-    conversions = conversions.with_columns(_unit=plain_unit(pl.col("_unit"))).unique()
+    units = events["unit"].unique().drop_nulls()
+    factors = [task.factor(unit) for unit in units]
+    conversions = pl.DataFrame({"unit": units, "factor": factors}, schema={"unit": pl.String, "factor": pl.Float64})
     results = (
         events.filter(pl.col("code").is_in(list(tests)) & pl.col("time").is_not_null())
         .join(first, on="subject_id", maintain_order="left")
-        .with_columns(_unit=plain_unit(pl.col("unit")))
-        .join(conversions, on="_unit", how="left", maintain_order="left")
+        .join(conversions, on="unit", how="left", maintain_order="left")
     )
     is_number = pl.col("numeric_value").is_finite().fill_null(False)
     is_text = (pl.col("text_value").str.len_bytes() > 0).fill_null(False)

@@ -5,9 +5,10 @@ from datetime import datetime
 import pytest
 from hand_made import NO_CODES, events_of
 
+from ehrctx.errors import InputError
 from ehrctx.events.ontology import codes_of
 from ehrctx.events.profile import DatasetProfile
-from ehrctx.study import load
+from ehrctx.study import Labels, load, settings
 from ehrctx.tasks.definition import DEFINITIONS, FAMILIES, Diagnosis, Laboratory, load_definition
 from ehrctx.tasks.labelers import label_shard
 
@@ -56,6 +57,28 @@ def test_shipped_profiles_serve_every_task(repository, profile):
 def test_readmission_window():
     definition = load_definition("guo_readmission")
     assert (definition.at_least_minutes, definition.at_most_days) == (1, 30)
+
+
+@pytest.mark.parametrize("text", ["2024-13-01", "2024-02-30"])
+def test_date_that_no_calendar_has_is_one_sentence(tmp_path, text):
+    """YAML itself fails on it, before the profile could say what a follow-up may be."""
+    file = tmp_path / "own.yaml"
+    file.write_text(f"name: own\nfollow_up_end: {text}\n")
+    with pytest.raises(InputError) as caught:
+        load(DatasetProfile, file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: not valid YAML (")
+    assert message.endswith(").")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("by", ["definition", "settings"])
+def test_date_that_no_calendar_has_elsewhere(tmp_path, by):
+    """In a user's own definition, and in a section on the command line."""
+    file = tmp_path / "own.yaml"
+    file.write_text("task: t\nfamily: stay\nquestion: 2024-13-01\nat_least_days: 7\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_definition(str(file)) if by == "definition" else settings(Labels, "{given: 2024-13-01}")
 
 
 # --- laboratory ---------------------------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ def first(result):
 @pytest.mark.parametrize(
     ("wait", "expected"),
     [
-        (timedelta(minutes=1), False),
-        (timedelta(minutes=1) + TICK, True),
+        (timedelta(minutes=1), True),  # the first moment of the next day
         (timedelta(days=12), True),
         (timedelta(days=30), True),
         (timedelta(days=30) + TICK, False),
@@ -55,14 +54,16 @@ def test_next_admission_in_its_window(wait, expected, profile, closed):
 
 def test_window_is_the_definitions():
     task = TASK.model_copy(update={"at_least_minutes": 60, "at_most_days": 2})
-    for wait, expected in ((60, False), (61, True), (2 * 1440, True), (2 * 1440 + 1, False)):
-        again = event(NOW + timedelta(minutes=wait), "IN", 2)
-        assert labelled([*STAY, again], task) == ({NOW: expected}, {})
+    shortest, longest = timedelta(hours=1), timedelta(days=2)
+    for wait, expected in ((shortest - TICK, False), (shortest, True), (longest, True), (longest + TICK, False)):
+        assert labelled([*STAY, event(NOW + wait, "IN", 2)], task) == ({NOW: expected}, {})
 
 
 def test_only_the_next_admission_counts():
-    again = [event(NOW + timedelta(minutes=1), "IN", 2), event(NOW + timedelta(days=9), "IN", 3)]
-    assert labelled(STAY + again, TASK) == ({NOW: False}, {})
+    """One that comes too early is no readmission, and neither is what follows it."""
+    task = TASK.model_copy(update={"at_least_minutes": 60})
+    again = [event(NOW + timedelta(minutes=59), "IN", 2), event(NOW + timedelta(days=9), "IN", 3)]
+    assert labelled(STAY + again, task) == ({NOW: False}, {})
 
 
 def test_every_stay_is_asked_for_its_own_next_admission():
@@ -124,6 +125,13 @@ def test_death_after_the_discharge_day_is_followed_to_its_end(end):
     assert labelled(rows, TASK, follow_up(end)) == ({NOW: True}, {DIED: 1})
 
 
+@pytest.mark.parametrize("end", ["death", "record_end", "2019-12-31"])
+def test_admission_after_the_death_is_no_readmission(end):
+    """An organ donor's record, or a registry's wrong date: without a readmission before the death, a negative."""
+    rows = [*STAY, event(datetime(2020, 1, 8), "DEATH"), event(datetime(2020, 1, 9), "IN", 2)]
+    assert labelled(rows, TASK, follow_up(end)) == ({NOW: False}, {})
+
+
 # --- readmissions on the discharge day ----------------------------------------------------------------------------
 
 
@@ -136,8 +144,8 @@ def test_readmission_on_the_discharge_day_is_left_out(again, profile):
     assert labelled(STAY + second, TASK, profile) == ({datetime(2020, 3, 1, 23, 59): False}, {SAME_DAY: 1})
 
 
-def test_readmission_at_midnight_is_on_the_next_day():
-    assert labelled([*STAY, event(datetime(2020, 1, 6), "IN", 2)], TASK) == ({NOW: False}, {})
+def test_readmission_at_midnight_is_on_the_next_day_and_counts():
+    assert labelled([*STAY, event(datetime(2020, 1, 6), "IN", 2)], TASK) == ({NOW: True}, {})
 
 
 @pytest.mark.parametrize("admitted", [MIDNIGHT, DISCHARGED])

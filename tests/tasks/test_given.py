@@ -1,0 +1,289 @@
+"""Labels that somebody else made: where their files lie, what their columns mean, what is refused, and the limit."""
+
+import json
+from collections import Counter
+from datetime import datetime, timedelta
+
+import polars as pl
+import pytest
+
+from ehrctx.artifacts import MANIFEST
+from ehrctx.errors import InputError
+from ehrctx.study import Labels
+from ehrctx.tasks.given import label_files, read_given
+from ehrctx.tasks.label_sets import limit_times, read_labels, write_labels
+from ehrctx.tasks.labelers import LABEL_SCHEMA
+
+SODIUM, STAY = "lab_hyponatremia", "guo_los"
+START = datetime(2020, 1, 1, 7, 30)
+SECRET = 48_151_623  # a subject id that no message may show
+
+
+def times(n):
+    return [START + timedelta(hours=i) for i in range(n)]
+
+
+def frame(**columns):
+    """Labels of one subject at consecutive hours, with these columns beside."""
+    n = len(next(iter(columns.values())))
+    return pl.DataFrame({"subject_id": [SECRET] * n, "prediction_time": times(n)} | columns)
+
+
+def put(labels, file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    labels.write_parquet(file)
+    return file
+
+
+def values_of(labels):
+    assert dict(labels.schema) == LABEL_SCHEMA
+    return labels.select("boolean_value", "integer_value").rows()
+
+
+def refusal_of(read, *arguments):
+    """The message of an InputError: one line, no data."""
+    with pytest.raises(InputError) as caught:
+        read(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(SECRET) not in message
+    assert message.endswith(".")
+    return message
+
+
+# --- where the files lie ------------------------------------------------------------------------------------------
+
+
+def test_ehrshots_layout_and_the_flat_one(tmp_path):
+    deep = put(frame(boolean_value=[True]), tmp_path / STAY / "labels.parquet")
+    flat = put(frame(boolean_value=[True]), tmp_path / f"{SODIUM}.parquet")
+    assert label_files(tmp_path, [SODIUM, STAY]) == {SODIUM: flat, STAY: deep}
+
+
+def test_ehrshots_layout_wins_where_both_are_there(tmp_path):
+    deep = put(frame(boolean_value=[True]), tmp_path / STAY / "labels.parquet")
+    put(frame(boolean_value=[False]), tmp_path / f"{STAY}.parquet")
+    assert label_files(tmp_path, [STAY]) == {STAY: deep}
+
+
+def test_folder_of_the_tasks_name_without_its_file_does_not_hide_the_flat_one(tmp_path):
+    (tmp_path / STAY / "labels.parquet").mkdir(parents=True)  # a folder is no label file
+    flat = put(frame(boolean_value=[True]), tmp_path / f"{STAY}.parquet")
+    assert label_files(tmp_path, [STAY]) == {STAY: flat}
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+def test_task_without_a_file_names_both_places(tmp_path, folder):
+    put(frame(boolean_value=[True]), tmp_path / f"{STAY}.parquet")
+    message = refusal_of(label_files, tmp_path / folder, [STAY, SODIUM] if not folder else [SODIUM])
+    assert message.startswith(f"no labels of '{SODIUM}' in {tmp_path / folder}: ")
+    assert f"put {SODIUM}/labels.parquet or {SODIUM}.parquet there" in message
+
+
+# --- what the columns mean ----------------------------------------------------------------------------------------
+
+
+def test_grade_alone_is_positive_above_zero(tmp_path):
+    """As EHRSHOT's laboratory tasks come: integer_value 0 to 3, no boolean_value."""
+    file = put(frame(integer_value=[0, 1, 2, 3, -1]), tmp_path / "a.parquet")
+    assert values_of(read_given(file)) == [(False, 0), (True, 1), (True, 2), (True, 3), (False, -1)]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt32, pl.Int64, pl.Float64])
+def test_grade_of_any_number_type(tmp_path, dtype):
+    file = put(frame(integer_value=pl.Series([0, 2], dtype=dtype)), tmp_path / "a.parquet")
+    assert values_of(read_given(file)) == [(False, 0), (True, 2)]
+
+
+def test_boolean_alone_has_no_grade(tmp_path):
+    assert values_of(read_given(put(frame(boolean_value=[True, False]), tmp_path / "a.parquet"))) == [
+        (True, None),
+        (False, None),
+    ]
+
+
+def test_boolean_goes_before_the_grade_which_fills_its_gaps(tmp_path):
+    labels = frame(boolean_value=[True, False, None, None, True], integer_value=[0, 3, 2, 0, None])
+    found = values_of(read_given(put(labels, tmp_path / "a.parquet")))
+    assert found == [(True, 0), (False, 3), (True, 2), (False, 0), (True, None)]
+
+
+def test_empty_boolean_column_of_no_type(tmp_path):
+    labels = frame(boolean_value=[None, None], integer_value=[1, 0])
+    assert labels.schema["boolean_value"] == pl.Null
+    assert values_of(read_given(put(labels, tmp_path / "a.parquet"))) == [(True, 1), (False, 0)]
+
+
+def test_other_columns_are_ignored_and_order_and_resolution_do_not_matter(tmp_path):
+    labels = frame(boolean_value=[True, False, True], float_value=[0.1, 0.2, 0.3], categorical_value=["a", "b", "c"])
+    labels = labels.with_columns(pl.col("prediction_time").cast(pl.Datetime("ms")), pl.col("subject_id").cast(pl.Int32))
+    file = put(labels.select(reversed(labels.columns)).reverse(), tmp_path / "a.parquet")
+    expected = [(SECRET, time, value, None) for time, value in zip(times(3), (True, False, True), strict=True)]
+    assert read_given(file).rows() == expected
+
+
+def test_labels_of_one_time_keep_their_order(tmp_path):
+    labels = pl.concat([frame(integer_value=[value]) for value in (3, 0, 1)])
+    assert read_given(put(labels, tmp_path / "a.parquet"))["integer_value"].to_list() == [3, 0, 1]
+
+
+def test_file_without_a_row_has_no_labels(tmp_path):
+    assert values_of(read_given(put(frame(boolean_value=[True]).clear(), tmp_path / "a.parquet"))) == []
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["subject_id", "prediction_time"])
+def test_missing_column_is_named(tmp_path, column):
+    file = put(frame(boolean_value=[True]).drop(column), tmp_path / "a.parquet")
+    assert refusal_of(read_given, file).startswith(f"{file}: the column '{column}' is missing.")
+
+
+def test_no_value_at_all(tmp_path):
+    file = put(frame(float_value=[1.0]), tmp_path / "a.parquet")
+    assert refusal_of(read_given, file).startswith(f"{file}: neither boolean_value nor integer_value is there.")
+
+
+@pytest.mark.parametrize("column", ["subject_id", "prediction_time", "boolean_value"])
+@pytest.mark.parametrize("row", [1, 3, 1_234])
+def test_empty_value_names_its_row_as_the_file_has_it(tmp_path, column, row):
+    """Counted from 1, before any sorting: the file lies in reverse order."""
+    labels = frame(boolean_value=[True] * 1_300).reverse()
+    emptied = [None if i + 1 == row else value for i, value in enumerate(labels[column])]
+    file = put(labels.with_columns(pl.Series(column, emptied, labels.schema[column])), tmp_path / "a.parquet")
+    assert refusal_of(read_given, file).startswith(f"{file}, row {row:,}: {column} is empty.")
+
+
+def test_first_of_several_empty_values(tmp_path):
+    file = put(frame(boolean_value=[True, None, None]), tmp_path / "a.parquet")
+    assert ", row 2: boolean_value is empty." in refusal_of(read_given, file)
+
+
+def test_empty_grade_where_there_is_no_boolean(tmp_path):
+    file = put(frame(integer_value=[3, 0, None]), tmp_path / "a.parquet")
+    assert ", row 3: " in refusal_of(read_given, file)
+
+
+def test_empty_grade_is_named_where_there_is_no_boolean(tmp_path):
+    file = put(frame(integer_value=[3, 0, None]), tmp_path / "a.parquet")
+    assert "integer_value is empty" in refusal_of(read_given, file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"subject_id": [f"S{SECRET}"]},
+        {"subject_id": pl.Series([2**63], dtype=pl.UInt64)},
+        {"prediction_time": ["2020-01-01 07:30"]},
+        {"boolean_value": ["True"]},
+        {"integer_value": ["1"]},
+        {"integer_value": [float("nan")]},
+    ],
+)
+def test_column_of_a_wrong_type_is_refused(tmp_path, wrong):
+    file = put(frame(boolean_value=[True]).with_columns(**{k: pl.Series(v) for k, v in wrong.items()}), tmp_path / "a")
+    message = refusal_of(read_given, file)
+    assert str(file) in message
+    assert next(iter(wrong)) in message
+
+
+def test_file_that_is_no_parquet(tmp_path):
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"subject_id,prediction_time,boolean_value\n")
+    assert refusal_of(read_given, file).startswith(f"{file} is not a readable parquet file")
+
+
+# --- write_labels -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(write_meds, tmp_path_factory):
+    """A data set of no use for labeling: given labels are taken, whatever it holds."""
+    events = pl.DataFrame(
+        {"subject_id": [SECRET], "time": [START], "code": ["A"], "numeric_value": [None]},
+        {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
+    )
+    return write_meds(tmp_path_factory.mktemp("given") / "events", {"0": events}, {SECRET: "train"})
+
+
+def given_folder(folder):
+    """Four subjects with twelve grades each in EHRSHOT's layout, and stays in the flat one."""
+    grades = pl.concat(
+        [
+            frame(integer_value=[i % 4 for i in range(12)]).with_columns(subject_id=pl.lit(s, pl.Int64))
+            for s in (7, 1, 9, 4)
+        ]
+    )
+    put(grades, folder / SODIUM / "labels.parquet")
+    put(frame(boolean_value=[True, False, False] * 4), folder / f"{STAY}.parquet")
+    return folder
+
+
+PROFILE = "name: bare\n"  # neither visits nor units: nothing of it is used
+
+
+@pytest.fixture(scope="module")
+def profile_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("profile") / "bare.yaml"
+    file.write_text(PROFILE)
+    return str(file)
+
+
+def test_given_labels_are_written_as_made_ones_are(data, profile_file, tmp_path):
+    folder = given_folder(tmp_path / "given")
+    facts = write_labels(data, profile_file, [SODIUM, STAY], Labels(given=str(folder)), tmp_path / "labels")
+    written = read_labels(tmp_path / "labels")
+    assert list(written) == [SODIUM, STAY]
+    assert written[SODIUM].equals(read_given(folder / SODIUM / "labels.parquet"))
+    assert written[SODIUM]["subject_id"].unique(maintain_order=True).to_list() == [1, 4, 7, 9]
+    assert written[STAY].equals(read_given(folder / f"{STAY}.parquet"))
+    assert {task: (f["labels"], f["positive"], f["left_out"]) for task, f in facts.items()} == {
+        SODIUM: (48, 36, {}),
+        STAY: (12, 4, {}),
+    }
+
+
+def test_limit_of_times_applies_to_given_laboratory_labels(data, profile_file, tmp_path):
+    folder = given_folder(tmp_path / "given")
+    choices = Labels(given=str(folder), max_times_per_subject=3, seed=5)
+    facts = write_labels(data, profile_file, [SODIUM, STAY], choices, tmp_path / "labels")
+    written = read_labels(tmp_path / "labels")
+    assert Counter(written[SODIUM]["subject_id"]) == {1: 3, 4: 3, 7: 3, 9: 3}
+    assert written[SODIUM].equals(limit_times(read_given(folder / SODIUM / "labels.parquet"), 3, 5))
+    assert written[STAY].height == 12
+    assert facts[SODIUM]["left_out"] == {"beyond max_times_per_subject": 36}
+    assert facts[STAY]["left_out"] == {}
+
+
+def test_manifest_knows_the_files_and_not_the_profile(data, profile_file, tmp_path):
+    """Other given labels make another folder; another profile does not."""
+    manifests = []
+    for name in ("a", "b"):
+        folder = given_folder(tmp_path / name)
+        if name == "b":
+            put(frame(boolean_value=[True]), folder / f"{STAY}.parquet")
+        write_labels(data, profile_file, [SODIUM, STAY], Labels(given=str(folder)), tmp_path / f"{name}_labels")
+        manifests.append(json.loads((tmp_path / f"{name}_labels" / MANIFEST).read_text()))
+    one, other = (m["inputs"] for m in manifests)
+    assert one.keys() == {"events", f"labels of {SODIUM}", f"labels of {STAY}"}
+    assert [key for key in one if one[key] != other[key]] == [f"labels of {STAY}"]
+    assert "profile" not in manifests[0]["settings"]
+
+
+def test_refused_label_file_leaves_nothing_behind(data, profile_file, tmp_path):
+    folder = given_folder(tmp_path / "given")
+    put(frame(boolean_value=[True, None]), folder / f"{STAY}.parquet")
+    out = tmp_path / "labels"
+    choices = Labels(given=str(folder))
+    message = refusal_of(write_labels, data, profile_file, [SODIUM, STAY], choices, out)
+    assert message.startswith(f"{folder / STAY}.parquet, row 2: boolean_value is empty.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given"]
+
+
+def test_task_without_given_labels_leaves_nothing_behind(data, profile_file, tmp_path):
+    folder = given_folder(tmp_path / "given")
+    choices = Labels(given=str(folder))
+    message = refusal_of(write_labels, data, profile_file, [SODIUM, "new_lupus"], choices, tmp_path / "labels")
+    assert "no labels of 'new_lupus'" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given"]

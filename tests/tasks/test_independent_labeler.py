@@ -1,0 +1,593 @@
+"""All fourteen tasks against another labeler: one row at a time, in plain Python, written from the documents alone.
+
+The documents are EHRSHOT's definitions as the study states them, docs/studies.md, and the comments of the shipped
+definitions. Of ehrctx.tasks only `write_labels`, the function under test, is used here.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from ehrctx.study import Labels
+from ehrctx.tasks.label_sets import write_labels
+
+# --- the fourteen tasks, by hand ----------------------------------------------------------------------------------
+
+# Codes that the study names, how a mild value lies to its threshold, the thresholds, and factors to the task's unit.
+LABORATORY = {
+    "lab_thrombocytopenia": ({"LOINC/777-3"}, "below", (150, 100, 50), {"10^9/L": 1, "K/uL": 1, "10*3/uL": 1}),
+    "lab_hyperkalemia": ({"LOINC/2823-3", "LOINC/6298-4"}, "above", (5.5, 6, 7), {"mmol/L": 1, "mEq/L": 1}),
+    "lab_hypoglycemia": (
+        {"LOINC/14749-6", "LOINC/2345-7", "LOINC/2339-0", "LOINC/2340-8", "SNOMED/33747003"},
+        "at_most",
+        (3.9, 3.5, 3),
+        {"mmol/L": 1, "mg/dL": Fraction(1, 18)},
+    ),
+    "lab_hyponatremia": ({"LOINC/2951-2", "LOINC/2947-0"}, "at_most", (135, 130, 125), {"mmol/L": 1, "mEq/L": 1}),
+    "lab_anemia": ({"LOINC/718-7"}, "below", (120, 110, 70), {"g/L": 1, "g/dL": 10}),
+}
+DIAGNOSIS = {
+    "new_hypertension": {"SNOMED": {"59621000"}, "ICD10CM": {"I10"}, "ICD9CM": {"401"}},
+    "new_hyperlipidemia": {
+        "SNOMED": {"55822004"},
+        "ICD10CM": {"E780", "E781", "E782", "E783", "E784", "E785"},
+        "ICD9CM": {"2720", "2721", "2722", "2723", "2724"},
+    },
+    "new_pancan": {"SNOMED": {"372003004"}, "ICD10CM": {"C25"}, "ICD9CM": {"157"}},
+    "new_celiac": {"SNOMED": {"396331005"}, "ICD10CM": {"K900"}, "ICD9CM": {"5790"}},
+    "new_lupus": {"SNOMED": {"55464009"}, "ICD10CM": {"M32"}, "ICD9CM": {"7100"}},
+    "new_acutemi": {"SNOMED": {"57054005"}, "ICD10CM": {"I21", "I22"}, "ICD9CM": {"410"}},
+}
+TASKS = ("guo_los", "guo_readmission", "guo_icu", *LABORATORY, *DIAGNOSIS)
+
+
+@cache
+def definition_of(repository, task):
+    """The shipped YAML file of a task: its concept set, units and thresholds."""
+    return yaml.safe_load((repository / "ehrctx" / "tasks" / "definitions" / f"{task}.yaml").read_text())
+
+
+def test_the_fourteen_tasks_are_shipped(repository):
+    files = (repository / "ehrctx" / "tasks" / "definitions").glob("*.yaml")
+    assert sorted(file.stem for file in files) == sorted(TASKS)
+
+
+@pytest.mark.parametrize("task", LABORATORY)
+def test_essentials_of_the_laboratory_tasks(repository, task):
+    codes, abnormal, thresholds, factors = LABORATORY[task]
+    shipped = definition_of(repository, task)
+    assert codes <= {f"{system}/{member}" for system, members in shipped["result"].items() for member in members}
+    assert (shipped["abnormal"], tuple(shipped["thresholds"])) == (abnormal, thresholds)
+    for unit, factor in factors.items():
+        assert shipped["conversions"][unit] == pytest.approx(float(factor), rel=1e-8)
+    if task == "lab_hyperkalemia":  # EHRSHOT divides potassium in mg/dL by 18, the factor of glucose
+        assert "mg/dl" not in {unit.lower() for unit in shipped["conversions"]}
+
+
+@pytest.mark.parametrize("task", DIAGNOSIS)
+def test_essentials_of_the_diagnosis_tasks(repository, task):
+    shipped = definition_of(repository, task)
+    found = {system: {str(m).replace(".", "") for m in members} for system, members in shipped["diagnosis"].items()}
+    assert found == DIAGNOSIS[task]
+    assert shipped["within_days"] == [1, 365]
+
+
+def test_essentials_of_the_hospital_tasks(repository):
+    assert definition_of(repository, "guo_los")["at_least_days"] == 7
+    readmission = definition_of(repository, "guo_readmission")
+    assert (readmission["at_least_minutes"], readmission["at_most_days"]) == (1, 30)
+
+
+# --- reading: rows of a MEDS data set, told apart by the profile --------------------------------------------------
+
+
+@dataclass
+class Subject:
+    """What the tasks need of one subject."""
+
+    first: datetime = datetime.max
+    last: datetime = datetime.min
+    dead: datetime = datetime.max
+    admitted: dict[int, datetime] = field(default_factory=dict)  # by visit
+    discharged: dict[int, datetime] = field(default_factory=dict)
+    left_dead: set[int] = field(default_factory=set)
+    intensive: list[tuple[datetime, int | None]] = field(default_factory=list)
+    results: dict[str, list[tuple[datetime, float | None, str | None, str | None]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    diagnosed: dict[str, datetime] = field(default_factory=dict)
+
+
+def one_of(code, patterns):
+    for pattern in patterns:
+        if pattern == code or (pattern[-1:] == "*" and code[: len(pattern) - 1] == pattern[:-1]):
+            return True
+    return False
+
+
+def concept_names(code, parents):
+    """The code and everything above it."""
+    names, todo = set(), [code]
+    while todo:
+        name = todo.pop()
+        if name not in names:
+            names.add(name)
+            todo += parents.get(name, ())
+    return names
+
+
+def tasks_of(names, repository):
+    """The tasks whose concept one of the names is."""
+    found = set()
+    for task in LABORATORY:
+        wanted = definition_of(repository, task)["result"]
+        if any(f"{system}/{member}" in names for system, members in wanted.items() for member in members):
+            found.add(task)
+    for task in DIAGNOSIS:
+        for system, members in definition_of(repository, task)["diagnosis"].items():
+            for member in members:
+                for name in names:
+                    begun, _, rest = name.partition("/")
+                    is_icd = system in ("ICD10CM", "ICD9CM") and begun == system
+                    if name == f"{system}/{member}" or (
+                        is_icd and rest.replace(".", "").startswith(str(member).replace(".", ""))
+                    ):
+                        found.add(task)
+    return found
+
+
+def read_subjects(folder, profile, repository):
+    """subject id -> Subject."""
+    columns = ["subject_id", "time", "code", "numeric_value", "text_value"]
+    columns += [profile["unit_column"], profile["visit_column"]]
+    parents = {}
+    for code, above in pl.read_parquet(folder / "metadata" / "codes.parquet", columns=["code", "parent_codes"]).rows():
+        parents[code] = [parent for parent in above or [] if parent]
+    kinds, roles = {}, ("admission", "discharge", "discharged_dead", "icu_admission", "death", "date_only")
+    subjects = defaultdict(Subject)
+    for file in sorted((folder / "data").rglob("*.parquet")):
+        for subject_id, time, code, value, text, unit, visit in pl.read_parquet(file, columns=columns).iter_rows():
+            if code not in kinds:
+                kinds[code] = {role for role in roles if one_of(code, profile.get(role, ()))}
+                kinds[code] |= tasks_of(concept_names(code, parents), repository)
+            kind, subject = kinds[code], subjects[subject_id]
+            if time is None:
+                continue
+            if "date_only" in kind and (time.hour, time.minute, time.second, time.microsecond) == (0, 0, 0, 0):
+                time = time.replace(hour=23, minute=59)
+            subject.first, subject.last = min(subject.first, time), max(subject.last, time)
+            for task in kind & LABORATORY.keys():
+                if unit is None and one_of(code, profile.get("unit_in_code", ())):
+                    written = code.split("//")[-1]
+                    unit = None if written == "UNK" else written
+                subject.results[task].append((time, value, unit, text))
+            for task in kind & DIAGNOSIS.keys():
+                subject.diagnosed[task] = min(time, subject.diagnosed.get(task, time))
+            if "death" in kind:
+                subject.dead = min(subject.dead, time)
+            if "icu_admission" in kind:
+                subject.intensive.append((time, visit))
+            if "admission" in kind:
+                assert visit not in subject.admitted, "one admission for each visit, or the documents do not say"
+                subject.admitted[visit] = time
+            if "discharge" in kind:
+                assert visit not in subject.discharged, "one discharge for each visit, or the documents do not say"
+                subject.discharged[visit] = time
+                if "discharged_dead" in kind:
+                    subject.left_dead.add(visit)
+    return subjects
+
+
+# --- labeling: (prediction time, boolean, grade), or the reason why there is no label -----------------------------
+
+
+def last_minute(time):
+    return time.replace(hour=23, minute=59, second=0, microsecond=0)
+
+
+def stays(subject):
+    return [(v, subject.admitted[v], subject.discharged[v]) for v in subject.admitted if v in subject.discharged]
+
+
+def label_stays(subject):
+    for _, admitted, discharged in stays(subject):
+        if discharged.date() == admitted.date():
+            yield "discharged on the admission day"
+        else:
+            yield last_minute(admitted), discharged >= admitted + timedelta(days=7), None
+
+
+def label_intensive_care(subject):
+    for visit, admitted, discharged in stays(subject):
+        transfers = []
+        for time, of_visit in subject.intensive:
+            if of_visit == visit or (of_visit is None and admitted <= time <= discharged):
+                transfers.append(time)
+        if discharged.date() == admitted.date():
+            yield "discharged on the admission day"
+        elif any(time.date() <= admitted.date() for time in transfers):
+            yield "in intensive care by the admission day"
+        else:
+            yield last_minute(admitted), any(time <= discharged for time in transfers), None
+
+
+def label_readmissions(subject, follow_up_end):
+    for visit, admitted, discharged in stays(subject):
+        now = last_minute(discharged)
+        horizon = now + timedelta(days=30)
+        others = [v for v in subject.admitted if v != visit]
+        # Of two stays that open together neither follows the other, even if one is over at once.
+        following = [t for t in map(subject.admitted.get, others) if t >= discharged and t != admitted]
+        still_open = [
+            v
+            for v in others
+            if subject.admitted[v] <= discharged and subject.discharged.get(v, discharged) > discharged
+        ]
+        if follow_up_end == "death":
+            is_followed = True
+        elif follow_up_end == "record_end":
+            is_followed = horizon <= subject.last
+        else:
+            is_followed = horizon.date() <= date.fromisoformat(str(follow_up_end))
+        if visit in subject.left_dead or subject.dead.date() <= discharged.date():
+            yield "discharged by death"
+        elif any(time.date() == discharged.date() for time in following):
+            yield "readmitted on the discharge day"
+        elif still_open:
+            yield "discharged while another stay was open"
+        elif not is_followed and subject.dead > horizon:
+            yield "followed for less than 30 days"
+        else:
+            back = min(following, default=datetime.max)
+            yield now, now + timedelta(minutes=1) <= back <= min(horizon, subject.dead), None
+
+
+def grade_of(value, unit, abnormal, thresholds, factors):
+    """0 to 3, or None in a unknown unit. Exact: a value is what it was written as, before it became a float32."""
+    same = {spelled(known): factor for known, factor in factors.items()}
+    if unit is None or spelled(unit) not in same:
+        return None
+    amount = Fraction(f"{value:.7g}") * same[spelled(unit)]
+    mild, moderate, severe = (Fraction(str(threshold)) for threshold in thresholds)
+    if abnormal == "above":
+        return (amount > mild) + (amount > moderate) + (amount > severe)
+    is_mild = amount <= mild if abnormal == "at_most" else amount < mild
+    return is_mild + (amount < moderate) + (amount < severe)
+
+
+def spelled(unit):
+    unit = "".join(unit.split()).lower()
+    for micro in ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}", "mc"):
+        unit = unit.replace(micro, "u")
+    return unit
+
+
+def label_results(subject, task, factors):
+    _, abnormal, thresholds, _ = LABORATORY[task]
+    for time, value, unit, text in subject.results[task]:
+        is_number = value is not None and value - value == 0  # neither NaN nor infinite
+        grade = grade_of(value, unit, abnormal, thresholds, factors) if is_number else 0
+        if time == subject.first:
+            yield "at the subject's first event time"
+        elif not is_number and not text:
+            yield "without a value"
+        elif grade is None:
+            yield "in an unknown unit"
+        else:
+            yield time - timedelta(minutes=1), grade > 0, grade
+
+
+def label_diagnoses(subject, task):
+    diagnosed = subject.diagnosed.get(task, datetime.max)
+    for _, _, discharged in stays(subject):
+        now = last_minute(discharged)
+        if diagnosed < now:
+            yield "after the first diagnosis"
+        else:
+            yield now, now + timedelta(days=1) < diagnosed <= now + timedelta(days=365), None
+
+
+def label(subjects, task, follow_up_end, repository):
+    """(subject, prediction time, boolean, grade) of every label, sorted, and a count of each reason for none."""
+    labels, left_out, factors = [], Counter(), {}
+    if task in LABORATORY:
+        for unit, number in definition_of(repository, task)["conversions"].items():
+            is_eighteenth = abs(18 * number - 1) < 1e-8  # glucose; 0.0555555556 is 1 / 18
+            factors[unit] = Fraction(1, 18) if is_eighteenth else Fraction(str(number))
+    for subject_id, subject in subjects.items():
+        if task == "guo_los":
+            found = label_stays(subject)
+        elif task == "guo_icu":
+            found = label_intensive_care(subject)
+        elif task == "guo_readmission":
+            found = label_readmissions(subject, follow_up_end)
+        else:
+            found = label_results(subject, task, factors) if task in LABORATORY else label_diagnoses(subject, task)
+        for one in found:
+            if isinstance(one, str):
+                left_out[one] += 1
+            else:
+                labels.append((subject_id, *one))
+    return sorted(labels, key=by_time), left_out
+
+
+def by_time(row):
+    return row[0], row[1], row[2], row[3] or 0
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+MEDS_LABELS = {
+    "subject_id": pl.Int64,
+    "prediction_time": pl.Datetime("us"),
+    "boolean_value": pl.Boolean,
+    "integer_value": pl.Int64,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set: its subjects as read here, and what write_labels wrote of it."""
+
+    subjects: dict[int, Subject]
+    follow_up_end: object
+    written: Path
+    facts: dict
+
+    def ours(self, task, repository):
+        return label(self.subjects, task, self.follow_up_end, repository)
+
+    def theirs(self, task):
+        frame = pl.read_parquet(self.written / f"{task}.parquet")
+        assert dict(frame.schema) == MEDS_LABELS
+        rows = frame.rows()
+        assert [row[:2] for row in rows] == sorted(row[:2] for row in rows)
+        return sorted(rows, key=by_time), +Counter(self.facts[task]["left_out"])
+
+
+def make_case(folder, profile_file, out, repository, tasks=TASKS, subjects=None):
+    profile = yaml.safe_load(profile_file.read_text())
+    write_labels(folder, str(profile_file), tasks, Labels(), out)
+    facts = json.loads((out / "manifest.json").read_text())["facts"]
+    subjects = read_subjects(folder, profile, repository) if subjects is None else subjects
+    return Case(subjects, profile["follow_up_end"], out, facts)
+
+
+def same_labels(case, task, repository):
+    (ours, our_reasons), (theirs, their_reasons) = case.ours(task, repository), case.theirs(task)
+    different = [("ours", *row) for row in (Counter(ours) - Counter(theirs)).elements()]
+    different += [("theirs", *row) for row in (Counter(theirs) - Counter(ours)).elements()]
+    assert sorted(different, key=lambda row: by_time(row[1:]))[:10] == []
+    assert their_reasons == our_reasons
+    facts = case.facts[task]
+    assert (facts["labels"], facts["positive"]) == (len(ours), sum(row[2] for row in ours))
+    return ours, our_reasons
+
+
+@pytest.fixture(scope="module")
+def demo(mimic_demo, repository, tmp_path_factory):
+    profile_file = repository / "pipelines" / "datasets" / "mimic_iv.yaml"
+    return make_case(mimic_demo, profile_file, tmp_path_factory.mktemp("demo") / "labels", repository)
+
+
+@pytest.fixture(scope="module")
+def simulated(cohort, repository, tmp_path_factory):
+    profile_file = repository / "pipelines" / "datasets" / "simulated.yaml"
+    return make_case(cohort.events, profile_file, tmp_path_factory.mktemp("simulated") / "labels", repository)
+
+
+# The counts of the data set's README, and what follows from them: 128 visits with an ICU stay, of which 86 on the
+# admission day, leave 42. The README's 261 stays over midnight are 262. Labels, positive ones, and what is left out.
+DEMO = {
+    "guo_los": (262, 92, {"discharged on the admission day": 13}),
+    "guo_icu": (176, 42, {"discharged on the admission day": 13, "in intensive care by the admission day": 86}),
+    "guo_readmission": (257, 50, {"discharged by death": 15, "readmitted on the discharge day": 3}),
+    "lab_hyperkalemia": (3321, 111, {"without a value": 3}),
+    "lab_hyponatremia": (3147, 1047, {}),
+    "lab_anemia": (2928, 2340, {"without a value": 2}),
+    "lab_hypoglycemia": (2971, 71, {"without a value": 2}),
+    "lab_thrombocytopenia": (2820, 1051, {"without a value": 7}),
+    "new_pancan": (274, 0, {"after the first diagnosis": 1}),
+    "new_celiac": (275, 0, {}),
+    "new_lupus": (275, 0, {}),
+    "new_acutemi": (236, 5, {"after the first diagnosis": 39}),
+    "new_hypertension": (115, 9, {"after the first diagnosis": 160}),
+    "new_hyperlipidemia": (121, 2, {"after the first diagnosis": 154}),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_label_of_the_real_demo(demo, repository, task):
+    labels, left_out = same_labels(demo, task, repository)
+    assert (len(labels), sum(row[2] for row in labels), left_out) == DEMO[task]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_label_of_the_simulated_cohort(simulated, repository, task):
+    labels, _ = same_labels(simulated, task, repository)
+    assert 0 < sum(row[2] for row in labels) < len(labels)
+
+
+def test_counts_of_the_demos_readme(demo):
+    """Those that are no task's: visits and transfers, whatever the tasks leave out."""
+    people = demo.subjects.values()
+    assert len(demo.subjects) == 100
+    assert sum(len(p.admitted) for p in people) == 275
+    assert sum(len(p.intensive) for p in people) == 140
+    assert sum(a.date() != d.date() for p in people for _, a, d in stays(p)) == 262  # the README has 261
+    assert sum(d - a >= timedelta(days=7) for p in people for _, a, d in stays(p)) == 92
+    visits = [(p.admitted[v], time) for p in people for v in p.admitted for time, w in p.intensive if v == w]
+    assert sum(len({v for _, v in p.intensive}) for p in people) == 128
+    on_admission_day = {admitted for admitted, time in visits if time.date() <= admitted.date()}
+    assert len(on_admission_day) == 86
+
+
+@pytest.mark.parametrize(
+    ("task", "results", "abnormal"),
+    [("lab_hyperkalemia", 3321, 111), ("lab_hyponatremia", 3147, 1047), ("lab_anemia", 2928, 2340)],
+)
+def test_counts_of_the_demos_readme_for_results(demo, task, results, abnormal):
+    """All numbers, those at a subject's first event time included, by the thresholds as this file writes them."""
+    _, direction, thresholds, factors = LABORATORY[task]
+    found = [row for p in demo.subjects.values() for row in p.results[task] if row[1] is not None]
+    grades = [grade_of(value, unit, direction, thresholds, factors) for _, value, unit, _ in found]
+    assert (len(grades), sum(grade > 0 for grade in grades)) == (results, abnormal)
+
+
+@pytest.mark.parametrize(("follow_up_end", "censored"), [("record_end", 33), ("2150-06-30", 109)])
+def test_readmissions_of_the_real_demo_with_another_follow_up(
+    demo, mimic_demo, repository, tmp_path, follow_up_end, censored
+):
+    text = (repository / "pipelines" / "datasets" / "mimic_iv.yaml").read_text()
+    assert "follow_up_end: death" in text
+    profile_file = tmp_path / "profile.yaml"
+    profile_file.write_text(text.replace("follow_up_end: death", f"follow_up_end: {follow_up_end}"))
+    tasks = ["guo_readmission"]
+    case = make_case(mimic_demo, profile_file, tmp_path / "labels", repository, tasks, demo.subjects)
+    _, left_out = same_labels(case, "guo_readmission", repository)
+    assert left_out["followed for less than 30 days"] == censored
+
+
+# --- what neither data set has: a cohort of edges -----------------------------------------------------------------
+
+PARENTS = {
+    "SODIUM": ["LAB_TOP", "LOINC/2951-2"],
+    "SODIUM//POINT": ["SODIUM"],  # two steps below its concept
+    "LAB_TOP": ["LAB_BELOW", None],
+    "LAB_BELOW": ["LAB_TOP"],  # a circle, which leads nowhere
+    "DX//HYPERTENSION": ["SNOMED/1"],
+    "SNOMED/1": ["SNOMED/2", "SNOMED/59621000"],
+    "DX//4019": ["ICD9CM/401.9"],
+}
+EDGE_LABS = {
+    "SODIUM": ("mmol/L", "MEQ / l", "mg/dL", None),
+    "SODIUM//POINT": ("mmol/L",),
+    "LAB_BELOW": ("mmol/L",),
+    "LOINC/777-3": ("K/uL", "K/\N{MICRO SIGN}L", "k/mcl", "10*3/\N{GREEK SMALL LETTER MU}L", "10^9 / L", "/uL", "%"),
+    "LOINC/777-30": ("K/uL",),  # no platelets
+    "LOINC/2823-3": ("mmol/L", "meq/l", "mg/dL"),
+    "LOINC/718-7": ("g/dL", "G/L", "gm/dl", "mmol/L"),
+    "SNOMED/33747003": ("mmol/L", "mg/dL", "MG/DL"),
+    "LAB//GLUCOSE//mg/dL": (None,),  # the profile says where its unit is
+    "LAB//GLUCOSE//UNK": (None,),
+}
+EDGE_VALUES = {
+    "SODIUM": (125, 124.9, 130, 129.9, 135, 135.1, 0, 140),
+    "LOINC/777-3": (150, 149.9, 100, 99.9, 50, 49.9, 150_000, 149_900),
+    "LOINC/2823-3": (5.5, 5.6, 6, 6.1, 7, 7.1),
+    "LOINC/718-7": (12, 11.9, 11, 10.9, 7, 6.9, 120, 119),
+    "SNOMED/33747003": (3.9, 4, 3.5, 3.4, 3, 2.9, 70, 71, 63, 62, 54, 53),
+}
+EDGE_DIAGNOSES = ("ICD10CM/I10", "ICD10CM/I1", "ICD10CM/I11.0", "DX//HYPERTENSION", "DX//4019", "SNOMED/2", "SNOMED/1")
+EDGE_DIAGNOSES += ("ICD10CM/K900", "ICD10CM/K90.0", "ICD10CM/K90.1", "ICD9CM/710.0", "ICD9CM/7101", "ICD10CM/M320")
+EDGE_DIAGNOSES += ("ICD10CM/I214", "ICD9CM/410", "ICD9CM/412", "ICD10CM/E78.00", "ICD10CM/E78.6", "ICD10CM/C25.1")
+CLOCK = ("00:00:00", "00:00:01", "00:01:00", "11:30:00", "23:58:59", "23:59:00", "23:59:01", "23:59:59")
+GAPS = (0, 0, 1, 1, 2, 6, 7, 8, 29, 30, 31, 364, 365, 366)
+
+
+def edge_subject(draw, subject_id):
+    """Rows of one subject: stays that touch, lie in each other and follow at every limit; and what belongs to them."""
+
+    def clock(day):
+        return datetime.combine(day, datetime.strptime(draw.choice(CLOCK), "%H:%M:%S").time())
+
+    def row(time, code, visit=None, value=None, unit=None, text=None):
+        rows.append((subject_id, time, code, value, unit, text, visit))
+
+    rows, day, times = [], date(2020, 1, 1), []
+    row(None, "SODIUM", value=120.0, unit="mmol/L")  # of no time: neither a result nor a first event
+    for k in range(draw.randint(1, 5)):
+        visit = 10 * subject_id + k
+        admitted, discharged = sorted((clock(day), clock(day + timedelta(days=draw.choice(GAPS[:10])))))
+        if k and draw.random() < 0.15:
+            admitted = times[-1]  # on the second of the last discharge
+            discharged = max(admitted, discharged)
+        row(admitted, "ADMISSION//HOME", visit)
+        day = discharged.date()
+        for _ in range(draw.choice((0, 0, 1, 2))):
+            moment = draw.choice((admitted, discharged, clock(admitted.date()), clock(day), clock(day)))
+            row(moment, draw.choice(("ICU//A", "ICU//B", "WARD//A")), draw.choice((visit, None)))
+        times += [admitted, discharged]
+        if draw.random() < 0.95 or k == 0:
+            row(discharged, draw.choice(("DISCHARGE//HOME", "DISCHARGE//HOME", "DISCHARGE//DIED")), visit)
+            day += timedelta(days=draw.choice((*GAPS, -1, -3)))
+        else:
+            break  # still in hospital
+    for _ in range(draw.choice((0, 1, 2))):
+        row(clock(draw.choice(times).date() + timedelta(days=draw.choice(GAPS))), draw.choice(EDGE_DIAGNOSES))
+    for _ in range(draw.randint(0, 6)):
+        code = draw.choice(list(EDGE_LABS))
+        values = EDGE_VALUES.get(code, EDGE_VALUES["SNOMED/33747003" if "GLUCOSE" in code else "SODIUM"])
+        value = draw.choice((*values, *values, *values, None, float("nan"), float("inf")))
+        text = draw.choice((None, "", "normal", "low"))
+        moment = draw.choice((min(times), clock(draw.choice(times).date() + timedelta(days=1))))
+        row(moment, code, value=value, unit=draw.choice(EDGE_LABS[code]), text=text)
+    died = clock(draw.choice(times[-2:]).date() + timedelta(days=draw.choice(GAPS)))
+    if draw.random() < 0.5 and died >= max(r[1] for r in rows if r[1] and r[2] == "ADMISSION//HOME"):
+        row(died, "DEATH")
+    if draw.random() < 0.3:
+        row(clock(max(times).date() + timedelta(days=draw.choice((29, 30, 31)))), "CONTACT")
+    return sorted(rows, key=lambda r: r[1] or datetime.min)
+
+
+EDGE_PROFILE = """
+name: edges
+admission: ["ADMISSION//*"]
+discharge: ["DISCHARGE//*"]
+discharged_dead: ["DISCHARGE//DIED"]
+icu_admission: ["ICU//*"]
+death: ["DEATH"]
+follow_up_end: FOLLOW_UP_END
+visit_column: visit
+unit_column: unit
+unit_in_code: ["LAB//*"]
+date_only: ["ICD10CM/*", "DEATH"]
+"""
+
+
+@pytest.fixture(scope="module")
+def edges(tmp_path_factory, write_meds, repository):
+    """A data set in two shards that meets every limit of the documents; and its subjects."""
+    draw = random.Random(0)
+    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+    schema |= {"unit": pl.String, "text_value": pl.String, "visit": pl.Int64}
+    shards = {
+        name: pl.DataFrame([r for s in subjects for r in edge_subject(draw, s)], schema, orient="row")
+        for name, subjects in (("0", range(1, 400)), ("1", range(400, 1200)))
+    }
+    glucose = {code: ["LOINC/2345-7"] for code in EDGE_LABS if "GLUCOSE" in code}
+    above = PARENTS | glucose
+    codes = pl.DataFrame(
+        {"code": list(above), "description": [None] * len(above), "parent_codes": list(above.values())},
+        {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)},
+    )
+    folder = write_meds(tmp_path_factory.mktemp("edges") / "events", shards, codes=codes)
+    return folder, read_subjects(folder, yaml.safe_load(EDGE_PROFILE), repository)
+
+
+EDGE_CASES = [("death", task) for task in TASKS] + [(end, "guo_readmission") for end in ("record_end", "2020-03-31")]
+
+
+@pytest.mark.parametrize(("follow_up_end", "task"), EDGE_CASES)
+def test_every_label_of_the_edges(edges, repository, tmp_path, follow_up_end, task):
+    folder, subjects = edges
+    profile_file = tmp_path / "profile.yaml"
+    profile_file.write_text(EDGE_PROFILE.replace("FOLLOW_UP_END", follow_up_end))
+    case = make_case(folder, profile_file, tmp_path / "labels", repository, [task], subjects)
+    labels, left_out = same_labels(case, task, repository)
+    assert 20 < sum(row[2] for row in labels) < len(labels) - 20
+    missed = {reason for reason in case.facts[task]["left_out"] if not left_out[reason]}
+    assert missed == (
+        {"followed for less than 30 days"} if (follow_up_end, task) == ("death", "guo_readmission") else set()
+    )
