@@ -65,6 +65,11 @@ def architectures(models: pl.DataFrame) -> list[str]:
     return [arch for arch in STYLES if arch in models["arch"].to_list()]
 
 
+def count(n: str | int) -> str:
+    """A count as tables hold it (text, '<10' where masked), with thousands separated."""
+    return f"{int(n):,}" if str(n).isdigit() else str(n)
+
+
 def _with_context(rows: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     return rows.join(models.select("model", "arch", "context"), on="model", how="left", maintain_order="left")
 
@@ -147,7 +152,7 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
         own = rows.filter(pl.col("task") == task)
         _draw_task(axes, own, score)
         n = own.row(0, named=True)
-        counted = f"n = {n['n']}, positive {n['n_positive']}, subjects {n['n_subjects']}"
+        counted = f"n = {count(n['n'])}, positive {count(n['n_positive'])}, subjects {count(n['n_subjects'])}"
         axes.set_title(task_name(task), loc="left", pad=16)
         axes.text(0, 1.02, counted, transform=axes.transAxes, fontsize=8.5, color="#444444")
     for axes in panels[-grid.shape[1] :]:
@@ -161,6 +166,19 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
 
 def _heading(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=10)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Under the axis, where it covers no line."""
+    axes.legend(
+        frameon=False,
+        fontsize=8.5,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.24 if axes.get_xlabel().startswith("position") else -0.30),
+        ncols=2,
+        columnspacing=1.2,
+        handlelength=2.2,
+    )
 
 
 def _panels_by_architecture(models: pl.DataFrame, height: float) -> tuple[Figure, dict[str, Axes]]:
@@ -185,7 +203,7 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
     """Brier score by quartile of the property `name`, a panel per architecture, a line per context length."""
     rows = strata.filter((pl.col("property") == name) & (pl.col("task") == task) & pl.col("stratum").is_in(QUARTILES))
     axis, low, high = PROPERTY_NAMES[name]
-    figure, panels = _panels_by_architecture(models, 3.1)
+    figure, panels = _panels_by_architecture(models, 3.3)
     counts = rows.filter(pl.col("model") == BASELINE)
     trained = _with_context(rows, models).drop_nulls("context")
     x = np.arange(len(QUARTILES))
@@ -211,17 +229,19 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
                 capsize=2.5,
                 label=f"{context:,} tokens",
             )
-        for head, (grey, dash, label) in BASELINES.items():
-            own = counts.filter(pl.col("head") == head).sort("stratum")
-            if head == "lightgbm" and own.height:
-                axes.plot(x, own["value"], color=grey, linestyle=dash, linewidth=1.1, label=label)
+        of_head = counts.filter(pl.col("head") == "lightgbm").sort("stratum")
+        if of_head.height:
+            axes.plot(
+                x, of_head["value"], color=BASELINES["lightgbm"][0], linestyle=BASELINES["lightgbm"][1], linewidth=1.1
+            )
         axes.set_xticks(x, [f"{q}{share}" for q, share in zip(QUARTILES, shares, strict=True)])
         axes.set_xlabel(f"{low} → {high}", fontsize=9.5)
-        axes.legend(frameon=False, fontsize=8.5, loc="best")
-    sizes = " to ".join(dict.fromkeys([*rows["n"].head(1), *rows["n"].tail(1)]))
-    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each; below it, the share of them that is positive")
+        _legend_below(axes)
+    sizes = " to ".join(dict.fromkeys(count(n) for n in [*rows["n"].head(1), *rows["n"].tail(1)]))
+    grey = BASELINES["lightgbm"][2]
+    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each, below it the positive share; grey: {grey}")
     for axes in list(panels.values())[:1]:
-        axes.set_ylabel("Brier score, " + ("mean over tasks" if task == MACRO else task))
+        axes.set_ylabel("Brier score\n" + task_name(task))
     return figure
 
 
@@ -230,8 +250,9 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
     rows = _with_context(
         strata.filter((pl.col("property") == name) & (pl.col("stratum") == "Q4-Q1")), models
     ).drop_nulls("context")
-    tasks = rows["task"].unique(maintain_order=True).sort().to_list()
-    tasks = [t for t in tasks if t != MACRO] + [t for t in tasks if t == MACRO]
+    order = rows["task"].unique(maintain_order=True).to_list()
+    # from the bottom up: the study's order downwards, the mean above it
+    tasks = [t for t in reversed(order) if t != MACRO] + [t for t in order if t == MACRO]
     figure, axes = plt.subplots(figsize=(8.6, 0.42 * len(tasks) + 1.6), layout="constrained")
     found = architectures(models)
     for i, arch in enumerate(found):
@@ -278,7 +299,7 @@ def _middle(own: pl.DataFrame) -> np.ndarray:
 def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Figure:
     """Median perplexity against position, a panel per architecture, a line and a band per context length."""
     rows = _with_context(perplexity.filter(pl.col("kind") == "all"), models)
-    figure, panels = _panels_by_architecture(models, 3.1)
+    figure, panels = _panels_by_architecture(models, 3.3)
     for arch, axes in panels.items():
         colour, marker, _, _ = STYLES[arch]
         for context, _, longest, own in _by_context(rows, arch):
@@ -293,20 +314,21 @@ def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fi
             axes.fill_between(x, own["lower"], own["upper"], color=colour, alpha=0.22 if longest else 0.10, linewidth=0)
             axes.axvline(context, color=colour, linewidth=0.7, alpha=0.5, linestyle=style["linestyle"])
         _log_perplexity(axes)
-        axes.legend(frameon=False, fontsize=8.5, loc="best")
+        _legend_below(axes)
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("median perplexity per token")
     if rows.height:
         one = rows.filter(pl.col("model") == rows["model"][0]).sort("position_from")
-        of = f"n = {one['n_subjects'][0]} subjects at the first position, {one['n_subjects'][-1]} at the last"
-        _heading(figure, f"All tokens, {of}\nthin vertical lines: context lengths")
+        first, last = count(one["n_subjects"][0]), count(one["n_subjects"][-1])
+        text = f"All tokens; n = {first} subjects at the first position, {last} at the last"
+        _heading(figure, f"{text}\nthin vertical lines: context lengths")
     return figure
 
 
 def perplexity_of_repeats(perplexity: pl.DataFrame, models: pl.DataFrame) -> Figure:
     """Median perplexity of tokens new to their timeline and of repeated ones, longest context of each architecture."""
     rows = _with_context(perplexity, models)
-    figure, panels = _panels_by_architecture(models, 3.1)
+    figure, panels = _panels_by_architecture(models, 3.3)
     for arch, axes in panels.items():
         colour, marker, _, _ = STYLES[arch]
         for context, _, longest, part in _by_context(rows, arch):
@@ -327,7 +349,7 @@ def perplexity_of_repeats(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fig
                 )
                 axes.fill_between(_middle(own), own["lower"], own["upper"], color=colour, alpha=0.15, linewidth=0)
         _log_perplexity(axes)
-        axes.legend(frameon=False, fontsize=8.5, loc="best")
+        _legend_below(axes)
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("median perplexity per token")
     _heading(figure, "Tokens new to their timeline, and repeats of earlier ones")

@@ -22,6 +22,7 @@ from ehrctx.report.figures import (
     BASELINES,
     PROPERTY_NAMES,
     SCORE_NAMES,
+    count,
     perplexity_by_position,
     perplexity_of_repeats,
     score_by_context,
@@ -74,7 +75,8 @@ def _columns(scores: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def _score_rows(tables: dict[str, pl.DataFrame], score: str) -> list[dict[str, Any]]:
-    """One row per task, a cell per model and head; `sure` marks an AUROC that differs from the strongest baseline's."""
+    """One row per task, a cell per model and head; its verdict is how an AUROC surely differs from the strongest
+    baseline's: "better", "worse" or nothing."""
     scores, differences = tables["scores"], tables["differences"]
     rows = []
     for (task,), own in scores.filter(pl.col("score") == score).group_by(["task"], maintain_order=True):
@@ -86,8 +88,10 @@ def _score_rows(tables: dict[str, pl.DataFrame], score: str) -> list[dict[str, A
                 continue
             against = against_baseline(scores, differences, str(task), model) if model != BASELINE else None
             few = few_positives(own["n_positive"][0])
-            sure = score == "auroc" and against is not None and not few and excludes_zero(against)
-            cells.append(cell.row(0, named=True) | {"sure": sure})
+            verdict = ""
+            if score == "auroc" and against is not None and not few and excludes_zero(against):
+                verdict = "better" if against["lower"] > 0 else "worse"
+            cells.append(cell.row(0, named=True) | {"verdict": verdict})
         counts = {c: own[c][0] for c in ("n", "n_positive", "n_subjects")}
         rows.append({"task": task_name(str(task)), "cells": cells} | counts)
     return rows
@@ -134,6 +138,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         summary=json.loads(Path(summary_file).read_text()),
         timelines=read_manifest(timelines, "timelines")["facts"],
         conclusions=task_sentences(tables),
+        count=count,
         score_names=SCORE_NAMES,
         few_positives=FEW_POSITIVES,
         columns=[m if m != BASELINE else BASELINES[h][2] for m, h in _columns(scores)],

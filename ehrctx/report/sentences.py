@@ -12,6 +12,8 @@ from ehrctx.report.figures import BASELINES, PROPERTY_NAMES, STYLES, architectur
 
 # With fewer positive labels a percentile bootstrap covers clearly less than it says: no verdict is drawn from it.
 FEW_POSITIVES = 20
+# Where "early" begins: the first tokens of a timeline are its birth and registration.
+EARLY = 64
 
 
 def signed(value: float) -> str:
@@ -153,6 +155,10 @@ def loss_sentence(curves: pl.DataFrame) -> str:
     )
 
 
+def _positions(row: dict[str, Any]) -> str:
+    return f"{row['position_from']:,} to {row['position_to']:,}"
+
+
 def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
     """Early against late perplexity, for the longest context of each architecture."""
     parts = []
@@ -161,12 +167,12 @@ def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str |
         own = perplexity.filter((pl.col("model") == longest["model"]) & (pl.col("kind") == "all")).sort("position_from")
         if own.height < 2:
             continue
-        first, last = own.row(0, named=True), own.row(-1, named=True)
+        later = own.filter(pl.col("position_from") >= EARLY)
+        first, last = (later if later.height > 1 else own).row(0, named=True), own.row(-1, named=True)
         apart = last["lower"] > first["upper"] or last["upper"] < first["lower"]
-        where = f"{last['position_from']:,} to {last['position_to']:,}"
         parts.append(
-            f"{longest['model']} from {first['median']:.3g} at the first token to {last['median']:.3g} at tokens "
-            + (where if apart else f"{where} (intervals overlap)")
+            f"{longest['model']} from {first['median']:.3g} at tokens {_positions(first)} to {last['median']:.3g} at "
+            f"tokens {_positions(last)}{'' if apart else ' (intervals overlap)'}"
         )
     return f"Median perplexity goes: {'; '.join(parts)}" if parts else None
 
@@ -182,6 +188,6 @@ def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | No
         )
         if both.height:
             row = both.sort("position_from").row(-1, named=True)
-            where = f"{row['position_from']:,} to {row['position_to']:,}"
-            parts.append(f"{longest['model']} {row['median']:.3g} against {row['median_repeat']:.3g} (tokens {where})")
+            compared = f"{row['median']:.3g} against {row['median_repeat']:.3g}"
+            parts.append(f"{longest['model']} {compared} (tokens {_positions(row)})")
     return f"Median perplexity of new against repeated tokens: {'; '.join(parts)}" if parts else None
