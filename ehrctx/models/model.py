@@ -14,7 +14,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, GPT2LMHeadModel, LlamaForCausalLM, MambaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 
 from ehrctx.errors import InputError
 from ehrctx.models import gpt, hyena, llama, mamba
@@ -37,6 +44,7 @@ CLASSES: dict[str, Any] = {
     "ehrctx_hyena": hyena.HyenaForCausalLM,
 }
 AutoConfig.register("ehrctx_hyena", hyena.HyenaConfig, exist_ok=True)
+AutoModelForCausalLM.register(hyena.HyenaConfig, hyena.HyenaForCausalLM, exist_ok=True)
 
 
 class TimelineModel(nn.Module):
@@ -103,7 +111,10 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def save_model(model: TimelineModel, folder: Path) -> None:
-    """config.json and model.safetensors, loadable by `transformers.AutoModelForCausalLM.from_pretrained`."""
+    """config.json and model.safetensors, for `transformers.AutoModelForCausalLM.from_pretrained`.
+
+    transformers knows Hyena once this module is imported.
+    """
     with _quiet_transformers():
         model.network.save_pretrained(folder)
 

@@ -76,20 +76,23 @@ def matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
     """Floating-point operations per second of a large product: float32 on CPU, bfloat16 on CUDA."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    try:
+        return _matmul_rate(device, seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _matmul_rate(device: str, seconds: float) -> float:
     size, dtype = (768, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    done, started = 0, 0.0
-    for turn in range(1_000_000):
+    for _ in range(2):  # warm up
         a @ b
-        if turn < 2:  # warm up
-            started = time.perf_counter()
-            continue
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        a @ b
         done += 1
         if device == "cuda":
             torch.cuda.synchronize()
-        if time.perf_counter() - started > seconds:
-            break
-    torch.set_num_threads(before)
     return done * 2.0 * size**3 / (time.perf_counter() - started)
 
 

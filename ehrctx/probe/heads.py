@@ -78,18 +78,23 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def candidates(head: str, settings: Probe) -> list[dict[str, Any]]:
-    """The grid of one head, simplest first: a tie goes to the simpler."""
+def _grid(head: str, settings: Probe) -> dict[str, Any]:
+    """The values of each setting of a head, simplest first."""
     grids: dict[str, dict[str, Any]] = {
         LINEAR: {"C": sorted(settings.regularization)},
         "random_forest": {"depth": sorted(settings.forest.depth), "trees": sorted(settings.forest.trees)},
         "lightgbm": {
             "leaves": sorted(settings.boosting.leaves),
-            "depth": settings.boosting.depth,
+            "depth": sorted(settings.boosting.depth, key=lambda d: (d < 0, d)),  # -1: no limit
             "learning_rate": sorted(settings.boosting.learning_rate),
         },
     }
-    grid = grids[head]
+    return grids[head]
+
+
+def candidates(head: str, settings: Probe) -> list[dict[str, Any]]:
+    """The grid of one head, simplest first: a tie goes to the simpler."""
+    grid = _grid(head, settings)
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
@@ -97,14 +102,16 @@ def fit_head(
     head: str, train: Features, y_train: np.ndarray, tuning: Features, y_tuning: np.ndarray, settings: Probe
 ) -> FittedHead:
     """The best candidate. `train` must hold both classes; if `tuning` does not, the middle of the grid is taken."""
-    grid = candidates(head, settings)
+    middle = {name: values[len(values) // 2] for name, values in _grid(head, settings).items()}
     both = len(np.unique(y_tuning)) == 2
     best: FittedHead | None = None
-    for chosen in grid if both else grid[len(grid) // 2 : len(grid) // 2 + 1]:
+    for chosen in candidates(head, settings) if both else [middle]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             classifier = BUILDERS[head](settings, **chosen).fit(train, y_train)
         converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+        for other in (w for w in caught if not issubclass(w.category, ConvergenceWarning)):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
         auroc = float(roc_auc_score(y_tuning, _probability(classifier, tuning))) if both else None
         if best is None or (auroc is not None and best.tuning_auroc is not None and auroc > best.tuning_auroc):
             best = FittedHead(classifier, chosen, auroc, converged)

@@ -165,7 +165,9 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
 
 
 def _heading(figure: Figure, text: str) -> None:
+    """Above all panels; then a first layout, as one pass alone leaves no room for labels beside legends."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=10)
+    figure.draw_without_rendering()
 
 
 def _legend_below(axes: Axes) -> None:
@@ -239,9 +241,9 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
         _legend_below(axes)
     sizes = " to ".join(dict.fromkeys(count(n) for n in [*rows["n"].head(1), *rows["n"].tail(1)]))
     grey = BASELINES["lightgbm"][2]
-    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each, below it the positive share; grey: {grey}")
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("Brier score\n" + task_name(task))
+    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each, below it the positive share; grey: {grey}")
     return figure
 
 

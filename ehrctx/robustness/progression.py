@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.artifacts import read_manifest
-from ehrctx.probe.statistics import interval
+from ehrctx.probe.statistics import interval, subject_draws
 from ehrctx.study import Perplexity, Statistics
 
 KIND = "token losses"
@@ -47,14 +47,22 @@ def position_bins(longest: int, per_octave: int) -> np.ndarray:
 def weighted_medians(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """For each row of weights [replicates, n], the smallest value that half of the weight does not exceed; NaN at 0."""
     order = np.argsort(values, kind="stable")
-    ordered, out = values[order], np.full(len(weights), np.nan)
+    cumulative = weights[:, order].cumsum(axis=1, dtype=np.int64)
+    total = cumulative[:, -1]
+    reached = (cumulative * 2 >= total[:, None]).argmax(axis=1)
+    return np.where(total > 0, values[order][reached], np.nan)
+
+
+def bootstrap_medians(values: np.ndarray, subject: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The median of `values` float64[n] in each replicate, some replicates at a time; float64[replicates].
+
+    `draws` [replicates, subjects] says how often a replicate counts each subject, `subject` int64[n] whose a value is.
+    """
+    order = np.argsort(values, kind="stable")
+    values, subject = values[order], subject[order]
     rows = max(1, _CELLS // max(1, len(values)))
-    for first in range(0, len(weights), rows):
-        cumulative = weights[first : first + rows][:, order].cumsum(axis=1, dtype=np.int64)
-        total = cumulative[:, -1]
-        reached = (cumulative * 2 >= total[:, None]).argmax(axis=1)
-        out[first : first + rows] = np.where(total > 0, ordered[reached], np.nan)
-    return out
+    blocks = range(0, len(draws), rows)
+    return np.concatenate([weighted_medians(values, draws[first : first + rows][:, subject]) for first in blocks])
 
 
 def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistics: Statistics) -> pl.DataFrame:
@@ -63,12 +71,14 @@ def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistic
     `losses` holds subject_id, position, repeat, loss (nats). Bins under the minimum of tokens or subjects are left out.
     The median over tokens of exp(loss), with a patient-level bootstrap interval; the draws are shared by all bins.
     """
+    columns = {name: dtype for name, dtype in SCHEMA.items() if name != "model"}
+    if losses.is_empty():
+        return pl.DataFrame(schema=columns)
     ids, subject = np.unique(losses["subject_id"].to_numpy(), return_inverse=True)
     position, repeat = losses["position"].to_numpy(), losses["repeat"].to_numpy()
     perplexity = np.exp(losses["loss"].to_numpy().astype(np.float64))
-    rng = np.random.default_rng(statistics.seed)
-    draws = rng.multinomial(len(ids), np.full(len(ids), 1 / max(1, len(ids))), size=statistics.replicates)
-    edges = position_bins(int(position.max(initial=1)), settings.bins_per_octave)
+    draws = subject_draws(ids, statistics)
+    edges = position_bins(int(position.max()), settings.bins_per_octave)
     rows = []
     for low, high in pairwise(edges):
         inside = (position >= low) & (position < high)
@@ -78,10 +88,10 @@ def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistic
             n_subjects = len(np.unique(of))
             if len(of) < settings.minimum_tokens or n_subjects < settings.minimum_subjects:
                 continue
-            lower, upper = interval(weighted_medians(perplexity[chosen], draws[:, of]), statistics.level)
+            lower, upper = interval(bootstrap_medians(perplexity[chosen], of, draws), statistics.level)
             median = float(np.median(perplexity[chosen]))
             rows.append((int(low), int(high) - 1, kind, median, lower, upper, len(of), n_subjects))
-    return pl.DataFrame(rows, schema={k: v for k, v in SCHEMA.items() if k != "model"}, orient="row")
+    return pl.DataFrame(rows, schema=columns, orient="row")
 
 
 def read_token_losses(folder: Path) -> tuple[str, dict[str, Any], pl.DataFrame]:

@@ -1,4 +1,4 @@
-"""The chunked token loss against torch's cross-entropy in float64 and against finite differences of its definition."""
+"""The chunked token loss, summed and by token, against torch's cross-entropy in float64 and finite differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrctx.models.ops import token_loss as module
-from ehrctx.models.ops.token_loss import token_loss
+from ehrctx.models.ops.token_loss import token_loss, token_losses
 
 torch.set_num_threads(1)
 
@@ -136,3 +136,45 @@ def test_under_autocast_the_loss_is_right_to_bfloat16():
         assert (s.grad.dtype, w.grad.dtype) == (dtype, torch.float32)
         torch.testing.assert_close(s.grad.double(), wanted_states, atol=5e-2, rtol=5e-2)
         torch.testing.assert_close(w.grad.double(), wanted_weight, atol=1e-1, rtol=5e-2)
+
+
+def one_by_one(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(states.double() @ weight.double().t(), targets, reduction="none")
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(0, 40), chunk=st.integers(1, 45), seed=st.integers(0, 1000), scale=st.sampled_from([0.1, 1.0, 30.0])
+)
+def test_token_losses_are_cross_entropies_whatever_the_chunk(n, chunk, seed, scale):
+    inputs = draw(n, seed, scale)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        found = token_losses(*inputs)
+    assert (found.dtype, found.shape) == (torch.float32, (n,))
+    torch.testing.assert_close(found.double(), one_by_one(*inputs), atol=1e-5 * scale**2 + 1e-6, rtol=1e-5)
+
+
+def test_token_losses_of_a_vocabulary_of_real_size():
+    """Beyond the chunk of positions that is used in earnest; each summed into `token_loss`."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(rows, 8, generator=generator) for rows in (module.CHUNK + 5, 4_096))
+    targets = torch.randint(0, 4_096, (len(states),), generator=generator)
+    found = token_losses(states, weight, targets)
+    torch.testing.assert_close(found.double(), one_by_one(states, weight, targets), atol=1e-5, rtol=1e-5)
+    assert float(found.sum()) == pytest.approx(float(token_loss(states, weight, targets)), rel=1e-5)
+
+
+def test_token_losses_carry_no_gradient():
+    states, weight, targets = draw(9, seed=3)
+    assert not token_losses(states.requires_grad_(), weight.requires_grad_(), targets).requires_grad
+
+
+def test_token_losses_of_bfloat16_states_are_right_to_bfloat16():
+    """As CUDA's autocast hands them over: float32 weights, states of another precision."""
+    states, weight, targets = draw(50, seed=7)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = token_losses(states.bfloat16(), weight, targets)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), one_by_one(states, weight, targets), atol=0.1, rtol=2e-2)

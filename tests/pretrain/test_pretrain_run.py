@@ -23,11 +23,14 @@ from ehrctx.pretrain import run
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.module import PretrainingModule
 from ehrctx.pretrain.run import CHECKPOINT, pretrain
-from ehrctx.study import ModelId, Pretraining
+from ehrctx.study import ARCHITECTURES, ModelId, Pretraining
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
-ARCHITECTURES = ["gpt", "mamba"]
+# The most expensive tests train two: transformers' own network, and one with a kernel of ours.
+TWO = ["gpt", "mamba"]
+OF_TWO = pytest.mark.parametrize("uninterrupted", TWO, indirect=True)
+MOMENTS = [(0, "during"), (1, "after"), (3, "before"), (4, "during"), (6, "after")]
 COHORT_PLAN = Pretraining(
     tokens=6_000, tokens_per_step=1_000, batch_tokens=1_000, validations=2, checkpoint_seconds=0, threads=1,
     accelerator="cpu", learning_rate=1e-3,
@@ -105,7 +108,7 @@ def mean_loss(model, store: Timelines, context: int, split: str) -> float:
     return total / n
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=TWO)
 def trained(request, cohort, tmp_path_factory):
     """A model trained on the cohort without interruption: its folder, facts, store, and what was recorded."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -173,12 +176,12 @@ def test_every_step_takes_the_rate_at_its_middle(trained):
 
 def test_all_architectures_see_identical_batches(small_timelines, tmp_path):
     digests = []
-    for name in ("gpt-tiny-32", "mamba-tiny-32", "gpt-tiny-32-s1"):
+    for name in ("gpt-tiny-32", "llama-tiny-32", "mamba-tiny-32", "hyena-tiny-32", "gpt-tiny-32-s1"):
         recorder = Recorder()
         pretrain(small_timelines, name, PLAN, tmp_path / name, tmp_path / f"{name}.c", callbacks=[recorder])
         digests.append(recorder.digests)
     assert len(digests[0]) == STEPS
-    assert digests[0] == digests[1] == digests[2]
+    assert all(of_one == digests[0] for of_one in digests)
     assert weights(tmp_path / "gpt-tiny-32") != weights(tmp_path / "gpt-tiny-32-s1")
 
 
@@ -189,7 +192,11 @@ def test_the_loss_beats_that_of_untrained_weights(uninterrupted, small_timelines
     assert mean_loss(load_model(out), store, 32, "tuning") < mean_loss(untrained, store, 32, "tuning") - 0.05
 
 
-@pytest.mark.parametrize(("step", "moment"), [(0, "during"), (1, "after"), (3, "before"), (4, "during"), (6, "after")])
+@pytest.mark.parametrize(
+    ("uninterrupted", "step", "moment"),
+    [(arch, *at) for arch in ARCHITECTURES for at in (MOMENTS if arch == "mamba" else MOMENTS[1:4:2])],
+    indirect=["uninterrupted"],
+)
 def test_killed_and_resumed_is_never_killed(uninterrupted, small_timelines, tmp_path, step, moment):
     name, whole, facts = uninterrupted
     out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
@@ -204,6 +211,7 @@ def test_killed_and_resumed_is_never_killed(uninterrupted, small_timelines, tmp_
     assert lasting(resumed) == lasting(facts)
 
 
+@OF_TWO
 def test_killed_thrice_the_last_time_between_checkpoints(uninterrupted, small_timelines, tmp_path):
     """The last kill comes a step after the last checkpoint: that step is done again."""
     name, whole, facts = uninterrupted
@@ -222,6 +230,7 @@ def test_killed_thrice_the_last_time_between_checkpoints(uninterrupted, small_ti
     assert weights(out) == weights(whole)
 
 
+@OF_TWO
 def test_killed_while_the_weights_are_written(uninterrupted, small_timelines, tmp_path, monkeypatch):
     name, whole, facts = uninterrupted
     out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
@@ -241,7 +250,8 @@ def test_killed_while_the_weights_are_written(uninterrupted, small_timelines, tm
     assert weights(out) == weights(whole)
 
 
-def test_sigkill(small_timelines, tmp_path):
+@pytest.mark.parametrize("uninterrupted", ["mamba"], indirect=True)
+def test_sigkill(uninterrupted, small_timelines, tmp_path):
     """A true SIGKILL of a process, in the middle of a step; mamba, which has a scan of its own."""
     out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
     script = f"""
@@ -269,9 +279,7 @@ def test_sigkill(small_timelines, tmp_path):
     recorder = Recorder()
     pretrain(small_timelines, "mamba-tiny-32", PLAN, out, checkpoints, callbacks=[recorder])
     assert len(recorder.tokens) == STEPS - 3
-    whole = tmp_path / "whole"
-    pretrain(small_timelines, "mamba-tiny-32", PLAN, whole, tmp_path / "other")
-    assert weights(out) == weights(whole)
+    assert weights(out) == weights(uninterrupted[1])
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(small_timelines, tmp_path):
@@ -296,6 +304,7 @@ def test_a_checkpoint_of_other_timelines_is_not_resumed(small_timelines, write_t
     assert len(recorder.tokens) == STEPS
 
 
+@OF_TWO
 def test_a_finished_model_is_not_trained_again(uninterrupted, small_timelines):
     name, whole, facts = uninterrupted
     before = weights(whole)
@@ -314,7 +323,7 @@ def test_other_settings_replace_a_finished_model(small_timelines, tmp_path):
     assert weights(out) != first
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", TWO)
 def test_a_loss_that_is_not_finite_stops_the_run(small_timelines, tmp_path, arch):
     plan = PLAN.model_copy(update={"learning_rate": 1e30, "warmup_share": 0.0})
     with pytest.raises(InputError, match=r"not finite at step [1-5] \([\d,]+ tokens\).*learning_rate"):
@@ -352,9 +361,13 @@ def test_only_matrices_decay(small_timelines, arch):
     named = dict(module.model.named_parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named) == len(decay_of)
     exempt = (".bias", "A_log", ".D", "norm.weight", "norm_f.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+    exempt += ("layernorm.weight", "norm1.weight", "norm2.weight", "frequency", "skip")
     for name, parameter in named.items():
-        expected = 0.0 if name.endswith(exempt) else PLAN.weight_decay
+        # Hyena's filter is a function of time, as Mamba's A is, and its matrices are no weights of features
+        expected = 0.0 if name.endswith(exempt) or ".filter." in name else PLAN.weight_decay
         assert decay_of[id(parameter)] == expected, name
+    filters = [p for n, p in named.items() if ".filter." in n]
+    assert len(filters) == (4 * 9 if arch == "hyena" else 0), "three layers, output, frequency and skip of each block"
     assert {0.0, PLAN.weight_decay} == set(decay_of.values())
     assert all(group["betas"] == PLAN.betas for group in optimizer.param_groups)
 
@@ -386,8 +399,8 @@ def test_one_step_is_one_update_by_the_mean_over_all_its_tokens(small_timelines,
     for p in reference.parameters():
         p.grad *= 0.5 / norm
     named = list(reference.named_parameters())
-    undecayed = [p for n, p in named if p.ndim < 2 or n.endswith("A_log")]
-    decayed = [p for n, p in named if not (p.ndim < 2 or n.endswith("A_log"))]
+    undecayed = [p for n, p in named if p.ndim < 2 or n.endswith("A_log") or ".filter." in n]
+    decayed = [p for n, p in named if not any(p is other for other in undecayed)]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": undecayed, "weight_decay": 0.0}]
     share = min(step.tokens / 2 / 200, 1)
     torch.optim.AdamW(groups, lr=1e-3 - (share - 0.05) / 0.95 * (1e-3 - 1e-5), betas=(0.9, 0.95)).step()
@@ -409,6 +422,7 @@ def test_validation_loss_does_not_depend_on_its_batches(small_timelines, arch):
     assert losses == pytest.approx([expected] * 3, rel=1e-5)
 
 
+@OF_TWO
 def test_held_out_subjects_do_not_enter(small_timelines, uninterrupted, tmp_path):
     """Other tokens of the held-out split: the same weights and losses, byte for byte."""
     name, whole, facts = uninterrupted

@@ -18,14 +18,13 @@ from ehrctx.errors import InputError
 from ehrctx.models.model import build_model, load_model
 from ehrctx.probe.embed import embed, embed_rows, plan_passes
 from ehrctx.probe.embeddings import read_embeddings
-from ehrctx.study import ModelId
+from ehrctx.study import ARCHITECTURES, ModelId
 from ehrctx.tasks.label_sets import prediction_times, read_labels
 from ehrctx.timelines.spec import BOS
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
 VOCABULARY = 30
-ARCHITECTURES = ["gpt", "mamba"]
 MODELS = {arch: build_model(ModelId.parse(f"{arch}-tiny-24"), VOCABULARY, seed=1).eval() for arch in ARCHITECTURES}
 
 
@@ -53,11 +52,10 @@ def draw_rows(store: Timelines, n: int, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("context", [8, 16, 24])
-@pytest.mark.parametrize("batch_tokens", [1, 100])
+@pytest.mark.parametrize(("context", "batch_tokens"), [(8, 1), (8, 100), (16, 100), (24, 1), (24, 100)])
 def test_each_row_is_the_last_state_of_its_own_window(random_timelines, seen_tokens, arch, context, batch_tokens):
     store = random_timelines([0, 3, 12, 20, 45, 1, 23], seed=context)
-    subjects, times = draw_rows(store, 40, seed=context)
+    subjects, times = draw_rows(store, 25, seed=context)
     rows, passed = embed_rows(MODELS[arch], Windows(store, context), subjects, times, batch_tokens)
     histories = [seen_tokens(store, s, t) for s, t in zip(subjects, times, strict=True)]
     windows = [window(store, s, seen, context) for s, seen in zip(subjects, histories, strict=True)]
@@ -154,7 +152,7 @@ def some_labels(cohort, write_labels_folder, tmp_path_factory):
     return write_labels_folder(tmp_path_factory.mktemp("some") / "labels", frames)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=["gpt", "hyena"])
 def model_folder(request, cohort, write_model, tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("untrained") / "model", f"{request.param}-tiny-64", cohort.timelines)
 

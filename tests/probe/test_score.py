@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
+import polars.testing
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
@@ -15,11 +16,12 @@ from ehrctx.artifacts import fingerprint, new_artifact
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import KIND as PREDICTED
 from ehrctx.probe.predict import PREDICTIONS, probe_counts, read_predictions
-from ehrctx.probe.score import mask, score_tables, write_scores
+from ehrctx.probe.score import mask, model_tables, score_tables, write_scores
 from ehrctx.probe.statistics import subject_draws
 from ehrctx.study import Privacy, Probe, Statistics
 from ehrctx.tasks.label_sets import read_labels
 
+ONE_HEAD = Probe(regularization=(1e-2,), max_iterations=100, baselines=("logistic_regression",))
 STATISTICS = Statistics(replicates=40, level=0.9, seed=2)
 SCORERS = {"auroc": roc_auc_score, "auprc": average_precision_score, "brier": brier_score_loss}
 
@@ -82,8 +84,10 @@ def test_scores_and_differences_of_the_held_out_split(frames, score):
         limits = np.quantile(replicates[model], [0.05, 0.95])
         assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
         assert (found["n"], found["n_positive"], found["n_subjects"]) == (len(y), y.sum(), len(set(subjects)))
+    assert table["task"].unique().to_list() == ["stay"], "one task has no macro mean"
     for model, reference in (("a", "b"), ("b", "a")):
         found = row(differences, model=model, reference=reference, score=score)
+        assert found["reference_head"] == "logistic_regression"
         assert found["value"] == pytest.approx(point[model] - point[reference])
         limits = np.quantile(replicates[model] - replicates[reference], [0.05, 0.95])
         assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
@@ -102,9 +106,115 @@ def test_each_task_stands_alone(frames):
     other = predictions_of("a", 5, task="other", n=30)
     alone, _ = score_tables([frames["a"]], STATISTICS)
     table, differences = score_tables([frames["a"], other], STATISTICS)
+    assert set(other["subject_id"]) <= set(frames["a"]["subject_id"]), "the draws are the same"
     assert table.filter(pl.col("task") == "stay").equals(alone)
-    assert table["task"].unique().sort().to_list() == ["other", "stay"]
+    assert table["task"].unique().sort().to_list() == ["macro", "other", "stay"]
     assert differences.height == 0
+
+
+def test_heads_of_one_model_are_compared_too(frames):
+    """Counts have three heads: each pair of (model, head) differs by its own row."""
+    forest = predictions_of("a", 7, noise=1.5).with_columns(head=pl.lit("random_forest"))
+    table, differences = score_tables([frames["a"], forest, frames["b"]], STATISTICS)
+    assert table.height == 3 * 3
+    assert differences.height == 3 * 2 * 3
+    for score in SCORERS:
+        y, p, _ = held_out(frames["a"])
+        _, q, _ = held_out(forest)
+        found = row(differences, score=score, model="a", head="random_forest", reference="a")
+        assert found["reference_head"] == "logistic_regression"
+        assert found["value"] == pytest.approx(SCORERS[score](y, q) - SCORERS[score](y, p))
+        limits = np.quantile(bootstrap(forest, score) - bootstrap(frames["a"], score), [0.05, 0.95])
+        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        back = row(differences, score=score, model="a", head="logistic_regression", reference="a")
+        assert (back["reference_head"], back["value"]) == ("random_forest", -found["value"])
+        assert (back["lower"], back["upper"]) == pytest.approx((-found["upper"], -found["lower"]))
+
+
+def several_tasks() -> dict[str, dict[str, pl.DataFrame]]:
+    """Task -> model -> predictions. The tasks differ in their subjects and labels; model c lacks the task `rare`."""
+    shifts = {"stay": (0, 60), "icu": (8, 45), "rare": (-3, 50)}
+    made: dict[str, dict[str, pl.DataFrame]] = {}
+    for number, (task, (shift, n)) in enumerate(shifts.items()):
+        made[task] = {}
+        for position, model in enumerate("abc"):
+            if (task, model) != ("rare", "c"):
+                frame = predictions_of(model, 10 * number + position, task, noise=1 + position, n=n)
+                made[task][model] = frame.with_columns(subject_id=pl.col("subject_id") + shift)
+    return made
+
+
+def looped(tasks: dict[str, dict[str, pl.DataFrame]], model: str, score: str) -> tuple[float, np.ndarray]:
+    """The mean score over `tasks` and that of each replicate; draws over the held-out subjects of all three tasks."""
+    everything = pl.concat([f for of_task in several_tasks().values() for f in of_task.values()])
+    ids = everything.filter(pl.col("split") == "held_out")["subject_id"].unique().sort().to_list()
+    draws = subject_draws(np.array(ids), STATISTICS)
+    points, replicates = [], []
+    for of_task in tasks.values():
+        y, p, subjects = held_out(of_task[model])
+        points.append(SCORERS[score](y, p))
+        of_replicates = []
+        for times in draws:
+            repeated = [times[ids.index(s)] for s in subjects]
+            of_replicates.append(SCORERS[score](np.repeat(y, repeated), np.repeat(p, repeated)))
+        replicates.append(of_replicates)
+    return float(np.mean(points)), np.mean(replicates, axis=0)
+
+
+@pytest.fixture(scope="module")
+def with_macro() -> tuple[pl.DataFrame, pl.DataFrame]:
+    return score_tables([f for of_task in several_tasks().values() for f in of_task.values()], STATISTICS)
+
+
+@pytest.mark.parametrize("score", SCORERS)
+def test_macro_is_the_mean_over_the_tasks_that_every_model_predicted(with_macro, score):
+    """Values, intervals and paired differences, against a loop with the same draws; `rare`, which c lacks, is out."""
+    table, differences = with_macro
+    complete = {task: of_task for task, of_task in several_tasks().items() if task != "rare"}
+    values = {model: looped(complete, model, score) for model in "abc"}
+    labels = [held_out(of_task["a"]) for of_task in complete.values()]
+    for model, (value, replicates) in values.items():
+        found = row(table, task="macro", model=model, score=score)
+        assert found["value"] == pytest.approx(value)
+        limits = np.quantile(replicates, [0.05, 0.95])
+        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        assert found["n"] == sum(len(y) for y, _, _ in labels)
+        assert found["n_positive"] == sum(y.sum() for y, _, _ in labels)
+        assert found["n_subjects"] == len({s for _, _, subjects in labels for s in subjects})
+        for reference, (other, of_other) in values.items():
+            if reference != model:
+                found = row(differences, task="macro", model=model, reference=reference, score=score)
+                assert found["value"] == pytest.approx(value - other)
+                limits = np.quantile(replicates - of_other, [0.05, 0.95])
+                assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+    assert differences.filter((pl.col("task") == "macro") & (pl.col("score") == score)).height == 3 * 2
+
+
+def test_a_task_that_one_model_lacks_is_scored_all_the_same(with_macro):
+    table, differences = with_macro
+    rare = table.filter(pl.col("task") == "rare")
+    assert rare["model"].unique().sort().to_list() == ["a", "b"]
+    assert differences.filter(pl.col("task") == "rare").height == 2 * 3
+    value, replicates = looped({"rare": several_tasks()["rare"]}, "b", "auroc")
+    found = row(table, task="rare", model="b", score="auroc")
+    assert found["value"] == pytest.approx(value)
+    assert (found["lower"], found["upper"]) == pytest.approx(tuple(np.quantile(replicates, [0.05, 0.95])))
+
+
+def test_a_single_complete_task_has_no_macro_mean():
+    tasks = several_tasks()
+    table, differences = score_tables([*tasks["stay"].values(), *tasks["rare"].values()], STATISTICS)
+    assert "macro" not in [*table["task"], *differences["task"]]
+    assert table["task"].unique().sort().to_list() == ["rare", "stay"]
+
+
+def test_the_order_of_the_predictions_does_not_matter(with_macro):
+    frames = [f for of_task in several_tasks().values() for f in of_task.values()]
+    table, differences = score_tables(frames[::-1], STATISTICS)
+    keys = ["task", "model", "score"]
+    polars.testing.assert_frame_equal(table.sort(keys), with_macro[0].sort(keys))
+    keys = [*keys, "reference"]
+    polars.testing.assert_frame_equal(differences.sort(keys), with_macro[1].sort(keys))
 
 
 def test_one_class_has_no_ranking_scores(frames):
@@ -143,9 +253,8 @@ def test_small_counts_are_masked():
 
 
 def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
-    probe = Probe(regularization=(1e-2,), max_iterations=100)
     counts = tmp_path / "probes" / "counts"
-    probe_counts(cohort.timelines, cohort.labels, cohort.splits, probe, counts)
+    probe_counts(cohort.timelines, cohort.labels, cohort.splits, ONE_HEAD, counts)
     _, predictions, facts = read_predictions(counts)
     copy = tmp_path / "probes" / "mamba-tiny-16"
     with new_artifact(copy, PREDICTED, {"model": "mamba-tiny-16"}, {}, facts) as partial:
@@ -156,7 +265,7 @@ def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
         [counts, copy], [model], cohort.labels, cohort.splits, STATISTICS, Privacy(minimum_count=60), out
     )
     tables = {file.stem: pl.read_csv(file, infer_schema=False) for file in out.glob("*.csv")}
-    assert sorted(tables) == ["differences", "labels", "models", "scores"]
+    assert sorted(tables) == ["curves", "differences", "labels", "models", "scores"]
     assert not [file.name for file in out.iterdir() if file.name.startswith(".")]
 
     stays = predictions.filter((pl.col("task") == "guo_los") & (pl.col("split") == "held_out"))
@@ -189,10 +298,36 @@ def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
     (of_model,) = tables["models"].to_dicts()
     assert (of_model["model"], of_model["context"], of_model["subjects"]) == ("mamba-tiny-16", "16", "<60")
     assert float(of_model["validation_loss"]) == 8.0
+    curve = [(r["model"], r["arch"], r["context"], r["tokens"], float(r["loss"])) for r in tables["curves"].to_dicts()]
+    assert curve == [("mamba-tiny-16", "mamba", "16", "1", 9.0), ("mamba-tiny-16", "mamba", "16", "2", 8.0)]
 
     provenance = json.loads((out / "provenance.json").read_text())
     for path in (counts, copy, model, cohort.labels, cohort.splits):
         assert fingerprint(path) in provenance["inputs"].values()
+
+
+def test_models_and_their_curves_are_told(cohort, write_model, tmp_path):
+    names = ("llama-tiny-32", "hyena-tiny-16")
+    table, curves = model_tables([write_model(tmp_path / name, name, cohort.timelines) for name in names])
+    assert table.columns == [
+        "model", "arch", "context", "parameters", "tokens", "seconds", "tokens_per_second", "real_token_share",
+        "subjects", "passes", "device", "validation_loss",
+    ]  # fmt: skip
+    assert table.rows() == [
+        (name, name.split("-")[0], context, 1, 2, 3.0, 4.0, 0.5, 7, 1.5, "cpu", 8.0)
+        for name, context in zip(names, (32, 16), strict=True)
+    ]
+    assert curves.columns == ["model", "arch", "context", "tokens", "loss"]
+    assert curves.rows() == [
+        (name, name.split("-")[0], context, tokens, loss)
+        for name, context in zip(names, (32, 16), strict=True)
+        for tokens, loss in ((1, 9.0), (2, 8.0))
+    ]
+
+
+def test_no_models_give_empty_tables():
+    table, curves = model_tables([])
+    assert table.height == curves.height == 0
 
 
 def test_a_task_that_cannot_be_estimated_says_why(cohort, write_labels_folder, tmp_path):
@@ -200,8 +335,7 @@ def test_a_task_that_cannot_be_estimated_says_why(cohort, write_labels_folder, t
     labels = write_labels_folder(
         tmp_path / "labels", {"never": stays.with_columns(boolean_value=pl.lit(False)), "stay": stays}
     )
-    probe = Probe(regularization=(1e-2,), max_iterations=100)
-    probe_counts(cohort.timelines, labels, cohort.splits, probe, tmp_path / "counts")
+    probe_counts(cohort.timelines, labels, cohort.splits, ONE_HEAD, tmp_path / "counts")
     privacy = Privacy(minimum_count=1)
     table = write_scores([tmp_path / "counts"], [], labels, cohort.splits, STATISTICS, privacy, tmp_path / "report")
     assert table["task"].unique().to_list() == ["stay"]

@@ -1,0 +1,263 @@
+"""The plan of a study against built models, counts by hand and torch's own counter; studies whose data are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ehrctx.artifacts import new_artifact
+from ehrctx.models.model import TimelineModel, build_model
+from ehrctx.pretrain import plan as module
+from ehrctx.pretrain.batches import TrainingBatches
+from ehrctx.pretrain.plan import flop_per_token, matmul_rate, plan, plan_models, plan_text, vocabulary_of
+from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Study, load
+from ehrctx.timelines.store import KIND as TIMELINES
+from ehrctx.timelines.store import Timelines
+from ehrctx.timelines.windows import Windows
+
+torch.set_num_threads(1)
+
+VOCABULARY = 500
+SETTINGS = Pretraining(tokens=1_000_000, tokens_per_step=4_096, batch_tokens=2_048)
+
+
+def built(name: str) -> TimelineModel:
+    return build_model(ModelId.parse(name), VOCABULARY, seed=0)
+
+
+def counted_by_torch(model: TimelineModel, length: int) -> float:
+    """Operations of matrix products per token, forward and backward; attention as full products."""
+    if hasattr(model.network, "set_attn_implementation") and model.network.config.model_type in ("gpt2", "llama"):
+        model.network.set_attn_implementation("eager")
+    tokens = torch.randint(0, VOCABULARY, (2, length), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        model.loss(tokens, torch.tensor([length, length]))[0].backward()
+    return counter.get_total_flops() / tokens.numel()
+
+
+@pytest.fixture
+def at_the_repository(repository, monkeypatch):
+    """A quick plan, run where the study files are."""
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(module, "matmul_rate", lambda device, threads: 1e11)
+    return repository
+
+
+def study_of(**changes) -> Study:
+    keys = {"name": "planned", "data": "nowhere", "models": ("gpt-tiny-64",), "tasks": ("guo_los",)}
+    return Study.model_validate(keys | changes)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_parameters_are_those_of_the_built_model(arch, size):
+    (row,) = plan_models([f"{arch}-{size}-64"], VOCABULARY, SETTINGS, "cpu", 1e11)
+    assert row.model == f"{arch}-{size}-64"
+    assert row.parameters == sum(p.numel() for p in built(row.model).parameters())
+
+
+def test_planning_allocates_no_weights(monkeypatch):
+    """The largest models of the study, of half a gigabyte each, in moments."""
+    made = []
+    build = module.build_model
+
+    def watched(*args, **kwargs) -> TimelineModel:
+        made.append(build(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(module, "build_model", watched)
+    plan_models([f"{arch}-paper-4096" for arch in ARCHITECTURES], 39_818, SETTINGS, "cpu", 1e11)
+    assert len(made) == 4
+    assert all(p.device.type == "meta" for model in made for p in model.parameters())
+
+
+@pytest.mark.parametrize(("tokens", "tokens_per_step"), [(1_000_000, 4_096), (10_000, 4_096), (10, 4_096), (9, 3)])
+def test_tokens_and_steps_are_those_of_the_training(small_timelines, tokens, tokens_per_step):
+    settings = Pretraining(tokens=tokens, tokens_per_step=tokens_per_step)
+    (row,) = plan_models(["gpt-tiny-64"], VOCABULARY, settings, "cpu", 1e11)
+    store = Timelines.open(small_timelines)
+    batches = TrainingBatches(Windows(store, 64), store.in_split("train"), settings, 0)
+    assert (row.tokens, row.steps) == (tokens, batches.n_steps)
+
+
+@pytest.mark.parametrize(("batch_tokens", "expected"), [(2_048, 32), (100_000, 64), (63, 1), (128, 2), (191, 2)])
+def test_windows_of_a_batch_fit_its_tokens(batch_tokens, expected):
+    """And those of a step: a batch is never more than one."""
+    settings = SETTINGS.model_copy(update={"batch_tokens": batch_tokens})
+    (row,) = plan_models(["gpt-tiny-64"], VOCABULARY, settings, "cpu", 1e11)
+    assert row.windows_per_batch == expected
+
+
+def test_operations_of_a_small_gpt_by_hand():
+    """6 for each weight of a product, and causal attention: half of the pairs, two products of the width, thrice."""
+    width, layers, length = 128, 4, 64
+    products = VOCABULARY * width + layers * 12 * width**2
+    attention = layers * 3 * 2 * 2 * length * width / 2
+    assert flop_per_token(built("gpt-tiny-64"), "gpt", length) == pytest.approx(6 * products + attention, rel=1e-9)
+
+
+def test_operations_of_a_small_llama_by_hand():
+    """The embedding is looked up and not multiplied; two of four heads have keys and values."""
+    width, layers, length = 128, 4, 64
+    products = VOCABULARY * width + layers * (3 * width**2 + 3 * width * 448)
+    attention = layers * 3 * 2 * 2 * length * width / 2
+    assert flop_per_token(built("llama-tiny-64"), "llama", length) == pytest.approx(6 * products + attention, rel=1e-9)
+
+
+@pytest.mark.parametrize("arch", ["gpt", "llama"])
+@pytest.mark.parametrize("length", [64, 512])
+def test_operations_of_transformers_are_those_that_torch_counts(arch, length):
+    """Torch counts attention to all positions, of which causal attention needs half."""
+    model = built(f"{arch}-tiny-{length}")
+    counted = counted_by_torch(model, length)
+    found = flop_per_token(model, arch, length)
+    assert found == pytest.approx(counted, rel=0.35)
+    assert found == pytest.approx(counted - 4 * 6 * length * 128, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ["mamba", "hyena"])
+def test_operations_of_the_others_are_near_what_torch_counts(arch):
+    """Torch's counter sees no scan and no transform, which add some."""
+    model = built(f"{arch}-tiny-256")
+    counted = counted_by_torch(model, 256)
+    assert counted < flop_per_token(model, arch, 256) < 1.25 * counted
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_longer_windows_cost_more_only_where_attention_or_transforms_are(arch):
+    short, long = (flop_per_token(built(f"{arch}-tiny-{n}"), arch, n) for n in (64, 1_024))
+    if arch == "mamba":
+        assert long == short
+    elif arch == "hyena":
+        assert short < long < 1.2 * short
+    else:
+        assert long - short == pytest.approx(4 * 6 * (1_024 - 64) * 128)
+
+
+def test_time_is_operations_over_the_rate():
+    (row,) = plan_models(["gpt-tiny-64"], VOCABULARY, SETTINGS, "cpu", 2e11)
+    operations = flop_per_token(built("gpt-tiny-64"), "gpt", 64) * 1_000_000
+    assert row.petaflop == pytest.approx(operations / 1e15)
+    assert row.seconds == pytest.approx(operations / (2e11 * module.EFFICIENCY["cpu"]["gpt"]))
+    (double,) = plan_models(["gpt-tiny-64"], VOCABULARY, SETTINGS.model_copy(update={"tokens": 2_000_000}), "cpu", 2e11)
+    assert double.seconds == pytest.approx(2 * row.seconds)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_holds_weights_gradients_and_moments_at_least(arch, device):
+    (row,) = plan_models([f"{arch}-paper-1024"], 39_818, Pretraining(), device, 1e11)
+    assert row.memory_gib > 16 * row.parameters / 2**30
+    (less,) = plan_models([f"{arch}-paper-1024"], 39_818, Pretraining(batch_tokens=4_096), device, 1e11)
+    assert 16 * row.parameters / 2**30 < less.memory_gib < row.memory_gib
+    (full,) = plan_models([f"{arch}-paper-1024"], 39_818, Pretraining(precision="32-true"), device, 1e11)
+    assert (full.memory_gib > row.memory_gib) == (device == "cuda"), "bfloat16 halves activations on CUDA alone"
+
+
+def test_one_window_longer_than_a_batch_is_in_memory_all_the_same():
+    settings = Pretraining(batch_tokens=512)
+    short, long = plan_models(["mamba-tiny-512", "mamba-tiny-16384"], VOCABULARY, settings, "cpu", 1e11)
+    assert long.windows_per_batch == 1
+    assert long.memory_gib > 2 * short.memory_gib
+
+
+def test_the_vocabulary_is_that_of_the_timelines_where_they_are(tmp_path, at_the_repository):
+    study = study_of(tokenizer="clmbr_4k")
+    assert vocabulary_of(study, tmp_path) == (4_096, False), "what the spec allows"
+    folder = tmp_path / "planned" / "timelines" / "clmbr_4k"
+    with new_artifact(folder, TIMELINES, {}, {}, {"vocabulary_size": 777}) as partial:
+        (partial / "x").touch()
+    assert vocabulary_of(study, tmp_path) == (777, True)
+    assert vocabulary_of(study_of(name="other", tokenizer="clmbr_4k"), tmp_path) == (4_096, False)
+
+
+@pytest.mark.parametrize(("name", "models"), [("context_clues", 16), ("ehrshot", 8)])
+def test_studies_are_planned_before_their_data_are_here(at_the_repository, name, models):
+    study = load(Study, Path("pipelines/studies") / f"{name}.yaml")
+    found = plan(study)
+    assert (found["study"], found["vocabulary"]) == (name, 39_818)
+    assert [row["model"] for row in found["models"]] == list(study.models)
+    assert len(found["models"]) == models
+    assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in found["models"]))
+    for row in found["models"]:
+        assert row["tokens"] == study.pretraining.tokens
+        assert row["steps"] == round(row["tokens"] / study.pretraining.tokens_per_step)
+        assert all(row[key] > 0 for key in ("seconds", "memory_gib", "petaflop", "windows_per_batch"))
+    text = plan_text(found)
+    assert all(model in text for model in study.models)
+    assert "at most 39,818 tokens" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_plan_of_days_without_a_gpu_says_so(at_the_repository):
+    text = plan_text(plan(load(Study, Path("pipelines/studies/context_clues.yaml"))))
+    assert "This wants a GPU" in text
+    assert "days" in text
+    assert "wants a GPU" not in plan_text(plan(load(Study, Path("pipelines/studies/smoke.yaml"))))
+
+
+def test_the_threads_and_the_machine_are_told(at_the_repository, monkeypatch):
+    monkeypatch.setattr(module, "available_gib", lambda device: 5.0)
+    study = study_of(pretraining={"threads": 3, "accelerator": "cpu", "tokens": 1_000})
+    found = plan(study)
+    assert (found["device"], found["threads"], found["available_gib"]) == ("cpu", 3, 5.0)
+    assert found["gflop_per_second"] == pytest.approx(100)
+    text = plan_text(found)
+    assert "3 thread(s)" in text
+    assert "100 GFLOP/s" in text
+
+
+def test_models_too_large_for_the_memory_are_named(at_the_repository, monkeypatch):
+    models = ("gpt-tiny-64", "llama-paper-512", "mamba-paper-512")
+    study = study_of(models=models, pretraining={"accelerator": "cpu"})
+    memory = {row["model"]: row["memory_gib"] for row in plan(study)["models"]}
+    between = (memory["gpt-tiny-64"] + min(memory["llama-paper-512"], memory["mamba-paper-512"])) / 2
+    monkeypatch.setattr(module, "available_gib", lambda device: between)
+    (note,) = (line for line in plan_text(plan(study)).splitlines() if line.startswith("Too large"))
+    assert "llama-paper-512, mamba-paper-512." in note
+    assert "gpt-tiny-64" not in note
+    assert "batch_tokens" in note
+    monkeypatch.setattr(module, "available_gib", lambda device: 1e6)
+    assert "Too large" not in plan_text(plan(study))
+
+
+def test_the_memory_of_this_machine_is_told():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kilobytes = int(next(line for line in lines if line.startswith("MemTotal")).split()[1])
+    assert module.available_gib("cpu") == pytest.approx(kilobytes / 2**20, rel=1e-3)
+
+
+def test_measuring_the_rate_restores_the_number_of_threads():
+    before = torch.get_num_threads()
+    rate = matmul_rate("cpu", before + 1, seconds=0.05)
+    assert torch.get_num_threads() == before
+    assert 1e8 < rate < 1e14
+    assert math.isfinite(rate)
+
+
+def test_rows_of_the_text_line_up():
+    rows = plan_models(["gpt-tiny-64", "mamba-tiny-16384"], VOCABULARY, SETTINGS, "cpu", 1e11)
+    found = {
+        "study": "s", "device": "cpu", "threads": 1, "gflop_per_second": 1.0, "available_gib": 1e3,
+        "vocabulary": VOCABULARY, "vocabulary_known": True, "models": [dataclasses.asdict(row) for row in rows],
+        "seconds": 10.0,
+    }  # fmt: skip
+    lines = plan_text(found).splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("model"))
+    table = lines[header : header + 3]
+    assert len({len(line) for line in table}) == 1
+    assert f"{rows[0].parameters:,}" in table[1]
+    assert "vocabulary 500 tokens" in lines[0]
+    assert "10 s" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1, "1 s"), (119, "119 s"), (120, "2.0 min"), (7_200, "2.0 h"), (400_000, "4.6 days")]
+)
+def test_durations_are_told_in_their_own_units(seconds, text):
+    assert module._duration(seconds) == text
