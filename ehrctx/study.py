@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ehrctx.errors import InputError, nearest
 
@@ -152,6 +152,14 @@ class Probe(Config):
     baselines: tuple[Literal["logistic_regression", "random_forest", "lightgbm"], ...] = Field(
         ("logistic_regression", "random_forest", "lightgbm"), min_length=1, description="heads on counts"
     )
+
+    @field_validator("baselines")
+    @classmethod
+    def _once(cls, heads: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(heads)) < len(heads):
+            raise ValueError(f"names {max(heads, key=heads.count)!r} twice")
+        return heads
+
     forest: Forest = Forest()
     boosting: Boosting = Boosting()
     seed: int = Field(0, ge=0, description="of the forest and of LightGBM")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import hypothesis
@@ -66,6 +68,42 @@ def write_meds():
         if codes is not None:
             codes.write_parquet(folder / "metadata" / "codes.parquet")
         return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_given_labels():
+    """A function that writes label files as EHRSHOT lays them out, `<task>/labels.parquet`, and returns the tables.
+
+    Every subject of `subject_ids` has two labels a task; laboratory tasks have grades, of which 0 is negative, and no
+    boolean_value.
+    """
+
+    def write(folder: Path, tasks: Sequence[str], subject_ids: Sequence[int]) -> dict[str, pl.DataFrame]:
+        made = {}
+        for t, task in enumerate(tasks):
+            rows = [
+                {
+                    "subject_id": subject,
+                    "prediction_time": datetime(2010 + t, 1 + 6 * i, 1, 23, 59),
+                    "boolean_value": None if task.startswith("lab_") else (s + i + t) % 3 == 0,
+                    "integer_value": (s + 2 * i) % 4 if task.startswith("lab_") else None,
+                }
+                for s, subject in enumerate(sorted(subject_ids))
+                for i in range(2)
+            ]
+            schema = {
+                "subject_id": pl.Int64,
+                "prediction_time": pl.Datetime("us"),
+                "boolean_value": pl.Boolean,
+                "integer_value": pl.Int64,
+            }
+            made[task] = pl.DataFrame(rows, schema=schema)
+            file = Path(folder) / task / "labels.parquet"
+            file.parent.mkdir(parents=True)
+            made[task].write_parquet(file)
+        return made
 
     return write
 

@@ -1,12 +1,18 @@
 """The command line: bad input is one sentence and exit code 2, and nothing half-written is left behind."""
 
+import json
 import subprocess
 import sys
+from datetime import datetime
 
 import polars as pl
 import pytest
+import typer
+import yaml
 
 from ehrctx import cli
+from ehrctx.artifacts import new_artifact
+from ehrctx.study import ModelId
 
 EVENTS = {
     "subject_id": [987654321, 987654321],
@@ -122,12 +128,324 @@ def test_a_valid_data_set_is_summarised(run, cohort, tmp_path):
     assert (tmp_path / "summary.json").is_file()
 
 
+# --- plan ---
+
+
+@pytest.fixture
+def known_speed(monkeypatch):
+    """A machine of 10 GFLOP/s, so that nothing is measured."""
+    import ehrctx.pretrain.plan as plan
+
+    monkeypatch.setattr(plan, "matmul_rate", lambda *_: 1e10)
+
+
+def test_plan_as_json_is_json(run, known_speed, repository):
+    code, out, _ = run("plan", "smoke", "--json")
+    assert code == 0
+    found = json.loads(out)
+    study = yaml.safe_load((repository / "pipelines/studies/smoke.yaml").read_text())
+    assert found["study"] == "smoke"
+    assert [row["model"] for row in found["models"]] == study["models"]
+    for row in found["models"]:
+        assert row["tokens"] == study["pretraining"]["tokens"]
+        assert row["steps"] == 6  # 12,000 tokens, 2,000 a step
+        assert 100_000 < row["parameters"] < 2_000_000
+        assert row["seconds"] == pytest.approx(row["petaflop"] * 1e15 / 1e10 / 0.25)
+    assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in found["models"]))
+
+
+def test_plan_takes_the_name_or_the_path_of_a_study(run, known_speed, repository):
+    by_name = run("plan", "smoke")
+    by_path = run("plan", repository / "pipelines/studies/smoke.yaml")
+    assert by_name == by_path
+    code, out, _ = by_name
+    assert code == 0
+    assert out.startswith("smoke: 2 models on")
+    for words in ("gpt-tiny-64", "hyena-tiny-128", "12,000", "GFLOP/s", "Times are estimates"):
+        assert words in out
+
+
+def test_plan_measures_this_machine(run):
+    code, out, _ = run("plan", "smoke", "--json")
+    assert code == 0
+    assert json.loads(out)["gflop_per_second"] > 0.1
+
+
+def test_plan_of_an_unknown_study_names_the_nearest(run):
+    code, out, said = run("plan", "contxt_clues")
+    assert (code, out) == (2, "")
+    assert said == "error: no study 'contxt_clues' in pipelines/studies; did you mean 'context_clues'?\n"
+    code, _, said = run("plan", "zzz")
+    assert code == 2
+    assert "known: context_clues, demo, ehrshot, mimic_iv_demo, smoke." in said
+    code, _, said = run("plan", "no/such/study.yaml")
+    assert code == 2
+    assert said == "error: no such study file: no/such/study.yaml.\n"
+
+
+def test_plan_of_a_wrong_study_is_refused(run, tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text("name: mine\nsimulate: {}\nmodels: [hyna-tiny-64]\ntasks: [guo_los]\n")
+    code, out, said = run("plan", study)
+    assert (code, out) == (2, "")
+    assert "did you mean 'hyena'?" in said
+
+
+# --- properties, perplexity, robustness, report ---
+
+
+@pytest.fixture(scope="module")
+def untrained(cohort, tmp_path_factory):
+    """A gpt-tiny-32 that never saw a token, as the folder of a trained model."""
+    from ehrctx.models.model import build_model, save_model
+    from ehrctx.pretrain.trained import KIND
+    from ehrctx.timelines.store import Timelines
+
+    folder = tmp_path_factory.mktemp("untrained") / "gpt-tiny-32"
+    model = build_model(ModelId.parse("gpt-tiny-32"), Timelines.open(cohort.timelines).vocabulary_size, 0)
+    inputs, facts = {"timelines": cohort.timelines}, {"arch": "gpt", "context": 32}
+    with new_artifact(folder, KIND, {"model": "gpt-tiny-32"}, inputs, facts) as partial:
+        save_model(model, partial)
+    return folder
+
+
+def test_properties_are_written_for_every_prediction_time(run, cohort, tmp_path):
+    out = tmp_path / "properties"
+    code, said, _ = run("properties", "--timelines", cohort.timelines, "--labels", cohort.labels, "--out", out)
+    assert code == 0
+    times = pl.concat(
+        [pl.read_parquet(file).select("subject_id", "prediction_time") for file in cohort.labels.glob("*.parquet")]
+    )
+    assert json.loads(said)["rows"] == times.n_unique() == pl.read_parquet(out / "properties.parquet").height
+
+
+@pytest.mark.parametrize("missing", ["timelines", "labels"])
+def test_properties_of_what_is_not_finished(run, cohort, tmp_path, missing):
+    folders = {"timelines": cohort.timelines, "labels": cohort.labels, missing: tmp_path}
+    words = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
+    code, out, said = run("properties", *words, "--out", tmp_path / "properties")
+    assert (code, out) == (2, "")
+    assert said.startswith(f"error: {tmp_path} is not a finished {missing} folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("{stride: 32}", "perplexity.stride is 32, more than a window of 32 holds. Use a smaller stride."),
+        ("{window: 64}", "gpt-tiny-32 learned 32 positions. Use at most 32, or leave it out."),
+        ("{strid: 8}", "unknown key `strid`; did you mean 'stride'?"),
+        ("{stride: 0}", "`stride`: Input should be greater than or equal to 1"),
+        ("{stride: [", "--settings: not valid YAML"),
+    ],
+)
+def test_perplexity_with_wrong_settings(run, cohort, untrained, tmp_path, settings, words):
+    shared = ["--model", untrained, "--timelines", cohort.timelines, "--threads", 1]
+    code, out, said = run("perplexity", *shared, "--settings", settings, "--out", tmp_path / "losses")
+    assert (code, out) == (2, "")
+    assert words in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_perplexity_of_a_model_that_is_not_finished(run, cohort, tmp_path):
+    words = ["--model", tmp_path, "--timelines", cohort.timelines, "--out", tmp_path / "losses"]
+    code, _, said = run("perplexity", *words)
+    assert code == 2
+    assert said.startswith(f"error: {tmp_path} is not a finished model folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_perplexity_by_position_from_the_command_line(run, cohort, untrained, tmp_path):
+    """Losses of every held-out token, and with them the tables; predictions of other labels are refused."""
+    losses, out = tmp_path / "losses", tmp_path / "tables"
+    shared = ["--timelines", cohort.timelines]
+    code, said, _ = run("perplexity", "--model", untrained, *shared, "--out", losses, "--settings", "{subjects: 5}")
+    assert code == 0
+    facts = json.loads(said)
+    assert (facts["subjects"], facts["window"], facts["stride"]) == (5, 32, 16)
+    table = pl.read_parquet(losses / "losses.parquet")
+    assert table["subject_id"].n_unique() == 5
+    assert facts["tokens_scored"] == table.height
+
+    properties, counts = tmp_path / "properties", tmp_path / "counts"
+    assert run("properties", *shared, "--labels", cohort.labels, "--out", properties)[0] == 0
+    probe = "{regularization: [1.0e-2], max_iterations: 50, baselines: [logistic_regression]}"
+    words = ["--labels", cohort.labels, "--splits", cohort.splits, "--settings", probe]
+    assert run("probe", *shared, *words, "--out", counts)[0] == 0
+    asked = ["--predictions", counts, "--properties", properties, "--losses", losses, "--out", out]
+    options = ["--statistics", "{replicates: 20}", "--perplexity", "{minimum_tokens: 5, minimum_subjects: 5}"]
+
+    code, _, said = run("robustness", *asked, "--statistics", "{replicate: 20}")
+    assert code == 2
+    assert said == "error: --statistics: unknown key `replicate`; did you mean 'replicates'?\n"
+    code, _, said = run("robustness", *asked, "--privacy", "{minimum_count: 0}")
+    assert code == 2
+    assert "--privacy: `minimum_count`: Input should be greater than or equal to 1" in said
+    code, _, said = run("robustness", *asked[:2], "--properties", tmp_path, *asked[4:])
+    assert code == 2
+    assert f"{tmp_path} is not a finished properties folder" in said
+    assert not out.exists()
+
+    code, said, _ = run("robustness", *asked, *options)
+    assert code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["perplexity.csv", "robustness.json", "strata.csv"]
+    assert f"{out}/strata.csv: {pl.read_csv(out / 'strata.csv').height} rows" in said
+
+    other = tmp_path / "other"
+    stay = ["--profile", "simulated", "--task", "guo_los", "--out", other]
+    assert run("label", cohort.events, *stay)[0] == 0
+    assert run("properties", *shared, "--labels", other, "--out", properties)[0] == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    code, _, said = run("robustness", *asked, *options)
+    assert code == 2
+    assert "made from different labels" in said
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_report_without_tables_names_the_verb(run, cohort, tmp_path):
+    study = "{name: mine, data: x, models: [gpt-tiny-64], tasks: [guo_los]}"
+    words = ["--tables", tmp_path, "--timelines", cohort.timelines, "--summary", tmp_path / "summary.json"]
+    code, _, said = run("report", *words, "--study", study, "--out", tmp_path / "index.html")
+    assert code == 2
+    assert said == f"error: {tmp_path}/scores.csv is missing. Run `ehrctx score` first.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- labels that are given ---
+
+
+def test_labels_in_the_layout_of_ehrshot_are_taken_as_they_are(run, cohort, repository, write_given_labels, tmp_path):
+    """All fourteen tasks, as the shipped study asks for them: simulated events with labels that came from elsewhere."""
+    study = yaml.safe_load((repository / "pipelines/studies/ehrshot.yaml").read_text())
+    subjects = pl.read_parquet(cohort.splits)["subject_id"].to_list()[:20]
+    given = write_given_labels(tmp_path / "given", study["tasks"], subjects)
+    out = tmp_path / "labels"
+    words = [word for task in study["tasks"] for word in ("--task", task)]
+    settings = json.dumps({"given": str(tmp_path / "given")})
+    code, said, _ = run("label", cohort.events, *words, "--profile", "ehrshot", "--settings", settings, "--out", out)
+    assert code == 0
+    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted(study["tasks"])
+    facts = json.loads(said)
+    for task, table in given.items():
+        grade, answer = table["integer_value"], table["boolean_value"]
+        positive = [g > 0 for g in grade] if task.startswith("lab_") else answer.to_list()
+        wanted = list(zip(table["subject_id"], table["prediction_time"], positive, grade, strict=True))
+        written = pl.read_parquet(out / f"{task}.parquet")
+        assert written.columns == ["subject_id", "prediction_time", "boolean_value", "integer_value"]
+        assert written.rows() == sorted(wanted, key=lambda row: row[:2])
+        assert (facts[task]["labels"], facts[task]["positive"]) == (40, sum(positive))
+
+
+def test_the_limit_of_times_holds_for_given_labels(run, cohort, write_given_labels, tmp_path):
+    subjects = pl.read_parquet(cohort.splits)["subject_id"].to_list()[:9]
+    given = write_given_labels(tmp_path / "given", ["guo_los", "lab_anemia"], subjects)
+    settings = json.dumps({"given": str(tmp_path / "given"), "max_times_per_subject": 1})
+    words = ["--task", "guo_los", "--task", "lab_anemia", "--settings", settings, "--out", tmp_path / "labels"]
+    assert run("label", cohort.events, *words)[0] == 0
+    anemia = pl.read_parquet(tmp_path / "labels" / "lab_anemia.parquet")
+    assert anemia["subject_id"].to_list() == sorted(subjects)  # one each, of the two given
+    key = ["subject_id", "prediction_time"]
+    assert anemia.join(given["lab_anemia"], on=key, how="semi").height == 9
+    assert pl.read_parquet(tmp_path / "labels" / "guo_los.parquet").height == 18
+
+
+LABELS = {"subject_id": [987654321], "prediction_time": [datetime(2020, 1, 1)], "boolean_value": [True]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction_time": ...}, "the column 'prediction_time' is missing"),
+        ({"boolean_value": ...}, "neither boolean_value nor integer_value is there"),
+        ({"boolean_value": [None]}, "row 1: boolean_value is empty"),
+        ({"boolean_value": ["perhaps"]}, "boolean_value"),
+        ({"prediction_time": ["tomorrow"]}, "prediction_time"),
+        ({"subject_id": ["someone"]}, "subject_id"),
+        (None, "no labels of 'guo_los' in"),
+        (b"not parquet", "is not a readable parquet file"),
+    ],
+)
+def test_wrong_given_labels_are_refused(run, cohort, tmp_path, changes, words):
+    file = tmp_path / "given" / "guo_los.parquet"
+    file.parent.mkdir()
+    if isinstance(changes, dict):
+        columns = {k: v for k, v in (LABELS | changes).items() if v is not ...}
+        pl.DataFrame(columns).write_parquet(file)
+    elif changes is not None:
+        file.write_bytes(changes)
+    settings = json.dumps({"given": str(file.parent)})
+    asked = ["--task", "guo_los", "--settings", settings, "--out", tmp_path / "labels"]
+    code, out, said = run("label", cohort.events, *asked)
+    assert (code, out) == (2, "")
+    assert said.startswith("error: ")
+    assert words in said
+    assert said.count("\n") == 1
+    assert "987654321" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["given"]
+
+
+# --- help, and what is imported ---
+
+VERBS = {
+    "check", "simulate", "split", "tokenize", "label", "pretrain", "embed", "probe", "score", "properties",
+    "perplexity", "robustness", "plan", "report", "track",
+}  # fmt: skip
+
+
+def test_every_verb_and_every_option_is_explained():
+    commands = typer.main.get_command(cli.app).commands
+    assert set(commands) == VERBS
+    for verb, command in commands.items():
+        assert command.help, verb
+        assert command.help[0].isupper(), verb
+        for parameter in command.params:
+            if parameter.name not in ("help", "out"):
+                assert getattr(parameter, "help", None), f"{verb} {parameter.name}"
+
+
+def test_help_of_every_verb_is_printed(run):
+    for verb in sorted(VERBS):
+        code, out, _ = run(verb, "--help")
+        assert code == 0
+        assert f"ehrctx {verb}" in out
+        assert "--help" in out
+
+
+def test_help_answers_at_once():
+    """Less than a second of work, whatever else the machine does, and no library that takes longer."""
+    script = (
+        "import sys, time\n"
+        "from ehrctx.cli import main\n"
+        "for words in (['--help'], ['plan', '--help'], ['--version']):\n"
+        "    sys.argv = ['ehrctx', *words]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0\n"
+        "heavy = ('torch', 'polars', 'numpy', 'matplotlib', 'mlflow', 'sklearn', 'transformers', 'ehrctx.study')\n"
+        "print([m for m in heavy if m in sys.modules], time.process_time())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy, _, seconds = found.stdout.strip().splitlines()[-1].rpartition(" ")
+    assert heavy == "[]"
+    assert float(seconds) < 1.0
+
+
+# What `ehrctx probe`, `score`, `properties`, `robustness` and `report` run.
+PROBES = (
+    "ehrctx.probe.predict, ehrctx.probe.score, ehrctx.robustness.properties, ehrctx.robustness.tables, "
+    "ehrctx.report.page"
+)
+
+
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
         ("ehrctx.cli", ("torch", "polars", "numpy", "mlflow", "transformers")),
         ("ehrctx.pretrain.run", ("polars", "mlflow", "snakemake", "femr", "sklearn")),
         ("ehrctx.timelines.store", ("polars", "torch", "mlflow")),
+        (PROBES, ("torch", "transformers", "lightning", "mlflow")),
     ],
 )
 def test_imports_stay_light(module, unwanted):

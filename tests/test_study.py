@@ -66,6 +66,13 @@ def test_data_may_take_the_place_of_simulate(tmp_path):
         ({"splits": {"hsh": [0.5, 0.2, 0.3]}}, "`splits.hsh`", "'hash'"),
         ({"labels": {"max_time_per_subject": 2}}, "`labels.max_time_per_subject`", "'max_times_per_subject'"),
         ({"privacy": {"min_count": 2}}, "`privacy.min_count`", "'minimum_count'"),
+        ({"labels": {"gven": "folder"}}, "`labels.gven`", "'given'"),
+        ({"probe": {"baseline": ["lightgbm"]}}, "`probe.baseline`", "'baselines'"),
+        ({"probe": {"forest": {"tree": [10]}}}, "`probe.forest.tree`", "'trees'"),
+        ({"probe": {"boosting": {"leafs": [10]}}}, "`probe.boosting.leafs`", "'leaves'"),
+        ({"perplexity": {"strides": 32}}, "`perplexity.strides`", "'stride'"),
+        ({"perplexity": {"bin_per_octave": 2}}, "`perplexity.bin_per_octave`", "'bins_per_octave'"),
+        ({"perplexty": {"stride": 32}}, "`perplexty`", "'perplexity'"),
     ],
 )
 def test_unknown_key_names_the_nearest_right_one(refused, changes, wrong, right):
@@ -78,11 +85,71 @@ def test_unknown_key_that_resembles_nothing_lists_the_known_ones(refused):
     assert "unknown key `statistics.zzz`; known: level, replicates, seed." in sentence
 
 
+def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    study = load(Study, file)
+    assert study.labels.given is None
+    assert study.probe.baselines == ("logistic_regression", "random_forest", "lightgbm")
+    assert (study.probe.forest.trees, study.probe.forest.depth) == ((10, 50, 100, 300), (3, 5, 10, 20))
+    boosting = study.probe.boosting
+    assert (boosting.depth, boosting.learning_rate, boosting.leaves) == ((3, 6, -1), (0.02, 0.1, 0.5), (10, 25, 100))
+    assert (study.perplexity.window, study.perplexity.stride) == (None, None)
+    assert (study.perplexity.minimum_tokens, study.perplexity.minimum_subjects) == (30, 10)
+    file.write_text(
+        yaml.safe_dump(MINIMAL)
+        + "labels: {given: somewhere/labels}\n"
+        + "probe: {baselines: [lightgbm], forest: {trees: [7]}, boosting: {depth: [-1], rounds: 5}}\n"
+        + "perplexity: {stride: 32, window: 64, subjects: 9}\n"
+    )
+    study = load(Study, file)
+    assert study.labels.given == "somewhere/labels"
+    assert study.probe.baselines == ("lightgbm",)
+    assert (study.probe.forest.trees, study.probe.forest.depth) == ((7,), (3, 5, 10, 20))
+    assert (study.probe.boosting.depth, study.probe.boosting.rounds) == ((-1,), 5)
+    assert (study.perplexity.stride, study.perplexity.window, study.perplexity.subjects) == (32, 64, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"probe": {"baselines": ["lightgb"]}}, "`probe.baselines.0`", "'lightgbm'"),
+        ({"probe": {"baselines": []}}, "`probe.baselines`", "at least 1 item"),
+        ({"probe": {"forest": {"trees": [0]}}}, "`probe.forest.trees.0`", "greater than or equal to 1"),
+        ({"probe": {"forest": {"depth": []}}}, "`probe.forest.depth`", "at least 1 item"),
+        ({"probe": {"boosting": {"leaves": [1]}}}, "`probe.boosting.leaves.0`", "greater than or equal to 2"),
+        ({"probe": {"boosting": {"learning_rate": [0]}}}, "`probe.boosting.learning_rate.0`", "greater than 0"),
+        ({"probe": {"boosting": {"rounds": 0}}}, "`probe.boosting.rounds`", "greater than or equal to 1"),
+        ({"perplexity": {"stride": 0}}, "`perplexity.stride`", "greater than or equal to 1"),
+        ({"perplexity": {"window": 7}}, "`perplexity.window`", "greater than or equal to 8"),
+        ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "valid integer"),
+        ({"labels": {"given": 3}}, "`labels.given`", "valid string"),
+        ({"statistics": {"level": 1}}, "`statistics.level`", "less than 1"),
+    ],
+)
+def test_wrong_value_is_refused_in_one_sentence_that_names_its_key(refused, changes, key, words):
+    sentence = refused(**changes)
+    assert sentence.count(key) == 1
+    assert words in sentence
+    assert "\n" not in sentence
+    assert "; " not in sentence  # one mistake, one complaint
+
+
+def test_a_baseline_given_twice_is_refused(refused):
+    assert "lightgbm" in refused(probe={"baselines": ["lightgbm", "lightgbm"]})
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
         ("mmba-tiny-512", "did you mean 'mamba'?"),
+        ("lama-tiny-512", "did you mean 'llama'?"),
+        ("hyna-tiny-512", "did you mean 'hyena'?"),
+        ("bert-tiny-512", "known: gpt, hyena, llama, mamba."),
         ("mamba-tny-512", "did you mean 'tiny'?"),
+        ("llama-smal-512", "did you mean 'small'?"),
+        ("hyena-papr-512", "did you mean 'paper'?"),
+        ("hyena-huge-512", "known: paper, small, tiny."),
         ("mamba", "<arch>-<size>-<context>[-s<seed>]"),
         ("mamba-tiny-4", "at least 8 tokens"),
         ("mamba-tiny-64-s", "<arch>-<size>-<context>[-s<seed>]"),
@@ -173,11 +240,115 @@ def test_a_section_is_json_of_that_section_alone(tmp_path):
     assert settings(Pretraining, first.section("pretraining")) == first.pretraining
 
 
-@given(st.sampled_from(["gpt", "mamba"]), st.integers(8, 10**6), st.one_of(st.none(), st.integers(0, 10**6)))
-def test_model_id_is_read_back(arch, context, seed):
-    text = f"{arch}-tiny-{context}" + ("" if seed is None else f"-s{seed}")
+@given(
+    st.sampled_from(["gpt", "llama", "mamba", "hyena"]),
+    st.sampled_from(["tiny", "small", "paper"]),
+    st.integers(8, 10**6),
+    st.one_of(st.none(), st.integers(0, 10**6)),
+)
+def test_model_id_is_read_back(arch, size, context, seed):
+    text = f"{arch}-{size}-{context}" + ("" if seed is None else f"-s{seed}")
     parsed = ModelId.parse(text)
-    assert (parsed.arch, parsed.size, parsed.context, parsed.seed) == (arch, "tiny", context, seed or 0)
+    assert (parsed.arch, parsed.size, parsed.context, parsed.seed) == (arch, size, context, seed or 0)
+
+
+def test_a_context_longer_than_a_step_is_refused(refused):
+    sentence = refused(models=["hyena-tiny-4096"], pretraining={"tokens_per_step": 4_095})
+    assert "a context length of 4,096 is more than pretraining.tokens_per_step (4,095)" in sentence
+
+
+# --- the studies that are shipped ---
+
+ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")
+# The tasks of the paper (Wornow et al., arXiv 2412.16178), in the names of EHRSHOT.
+PUBLISHED_TASKS = {
+    "guo_los", "guo_readmission", "guo_icu",
+    "lab_thrombocytopenia", "lab_hyperkalemia", "lab_hypoglycemia", "lab_hyponatremia", "lab_anemia",
+    "new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus", "new_acutemi",
+}  # fmt: skip
+
+
+@pytest.fixture
+def shipped(repository):
+    """A function: the shipped study of this name."""
+    return lambda name: load(Study, repository / "pipelines" / "studies" / f"{name}.yaml")
+
+
+def test_every_shipped_study_is_valid(repository, shipped, monkeypatch):
+    from ehrctx.events.profile import DatasetProfile, find_profile
+    from ehrctx.tasks.definition import load_definition
+    from ehrctx.timelines.spec import TokenizerSpec, find_spec
+
+    monkeypatch.chdir(repository)
+    names = sorted(file.stem for file in (repository / "pipelines" / "studies").iterdir())
+    assert names == ["context_clues", "demo", "ehrshot", "mimic_iv_demo", "smoke"]
+    for name in names:
+        study = shipped(name)
+        assert study.name == name
+        profile = load(DatasetProfile, find_profile(study.profile))
+        load(TokenizerSpec, find_spec(study.tokenizer))
+        for task in study.tasks:
+            definition = load_definition(task)
+            assert definition.task == task
+            # a profile fills what the tasks need, unless the labels are given
+            assert study.labels.given or all(getattr(profile, key) for key in definition.needs)
+
+
+def grid_of(study):
+    """(size, {architecture: its context lengths}) of a study with one seed."""
+    parsed = [ModelId.parse(model) for model in study.models]
+    (size,) = {model.size for model in parsed}
+    assert all(model.seed == 0 for model in parsed)
+    return size, {arch: sorted(m.context for m in parsed if m.arch == arch) for arch in {m.arch for m in parsed}}
+
+
+def test_context_clues_is_the_papers_grid(shipped):
+    study = shipped("context_clues")
+    assert len(study.models) == 16
+    transformers, others = [512, 1_024, 2_048, 4_096], [1_024, 4_096, 8_192, 16_384]
+    assert grid_of(study) == (
+        "paper",
+        {"gpt": transformers, "llama": transformers, "mamba": others, "hyena": others},
+    )
+    pretraining = study.pretraining
+    assert pretraining.tokens == 2_000_000_000
+    assert pretraining.tokens_per_step == 65_536
+    assert (pretraining.learning_rate, pretraining.final_learning_rate) == (2e-4, 1e-5)
+    assert set(study.tasks) == PUBLISHED_TASKS
+    assert len(study.tasks) == 14
+    assert study.labels.max_times_per_subject is None
+    assert study.perplexity.stride == 32
+    assert study.statistics.replicates == 1_000
+    assert study.privacy.minimum_count == 10  # private data
+
+
+@pytest.mark.parametrize(("name", "contexts"), [("demo", [64, 512]), ("mimic_iv_demo", [512, 4_096])])
+def test_the_demos_hold_every_architecture_at_two_lengths(shipped, name, contexts):
+    study = shipped(name)
+    assert grid_of(study) == ("tiny", dict.fromkeys(ARCHITECTURES, contexts))
+    assert len(study.models) == 8
+    assert set(study.tasks) == PUBLISHED_TASKS
+    assert (study.simulate is None) is (name == "mimic_iv_demo")
+
+
+def test_ehrshot_takes_its_own_splits_and_labels(shipped):
+    study = shipped("ehrshot")
+    assert study.splits == "given"
+    assert study.labels.given == f"{study.data}/labels"
+    assert set(study.tasks) == PUBLISHED_TASKS
+    size, contexts = grid_of(study)
+    assert size == "small"
+    assert set(contexts) == set(ARCHITECTURES)
+    assert all(len(lengths) == 2 for lengths in contexts.values())
+    assert study.privacy.minimum_count == 10
+
+
+def test_the_smoke_study_is_small(shipped):
+    study = shipped("smoke")
+    assert study.models == ("gpt-tiny-64", "hyena-tiny-128")
+    assert study.tasks == ("guo_los", "lab_hyponatremia", "new_acutemi", "new_celiac")
+    assert study.pretraining.tokens <= 20_000
+    assert study.simulate.subjects <= 200
 
 
 def test_find_takes_names_and_paths(tmp_path):

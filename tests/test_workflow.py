@@ -12,11 +12,27 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 SNAKEMAKE = [str(Path(sys.executable).parent / "snakemake"), "--cores", "2"]
 SMOKE = ["--configfile", "pipelines/studies/smoke.yaml"]
 PARTS = ("Snakefile", "pipelines", "tokenizers", "notebooks", "profiles")
 NEEDED = ("ehrctx", "papermill", "jupyter")
+MODELS = ("gpt-tiny-64", "hyena-tiny-128")
+HEADS = ("logistic_regression", "random_forest", "lightgbm")
+TASKS = ("guo_los", "lab_hyponatremia", "new_acutemi", "new_celiac")
+NOTEBOOKS = ("overview", "copy_forwarding", "irregular_intervals", "disease_progression")
+TABLES = {
+    "scores": "task,model,head,k,replicate,score,value,lower,upper,n,n_positive,n_subjects",
+    "differences": "task,model,head,k,replicate,reference,reference_head,score,value,lower,upper,n,n_positive,"
+    "n_subjects",
+    "labels": "task,split,n,n_positive,n_subjects,note",
+    "models": "model,arch,context,parameters,tokens,seconds,tokens_per_second,real_token_share,subjects,passes,device,"
+    "validation_loss",
+    "curves": "model,arch,context,tokens,loss",
+    "strata": "task,model,head,property,stratum,score,value,lower,upper,n,n_positive,n_subjects",
+    "perplexity": "model,position_from,position_to,kind,median,lower,upper,n,n_subjects",
+}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,9 +52,9 @@ def snakemake(folder, *words, study=SMOKE, **popen):
 
 
 def planned(run):
-    """The rules that a dry run would execute."""
+    """How many jobs of each rule a dry run would execute."""
     table = run.stdout.partition("Job stats:")[2].partition("total")[0]
-    return set(re.findall(r"^(\w+)\s+\d+$", table, flags=re.MULTILINE))
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE)}
 
 
 @pytest.fixture(scope="module")
@@ -52,43 +68,124 @@ def finished(repository, tmp_path_factory):
     return folder, run
 
 
-def test_the_report_holds_every_number_that_the_tables_hold(finished):
-    folder, _ = finished
-    report = folder / "results/smoke/report"
-    page = (report / "index.html").read_text()
-    scores = pl.read_csv(report / "scores.csv")
-    assert ",".join(scores.columns) == "task,model,head,k,replicate,score,value,lower,upper,n,n_positive,n_subjects"
-    assert set(scores["model"]) == {"gpt-tiny-64", "mamba-tiny-128", "counts"}
-    assert scores.height == 3 * 3 * 3
-    assert (scores["lower"] <= scores["value"]).all()
-    assert (scores["value"] <= scores["upper"]).all()
-    for value in scores["value"]:
-        assert f"{value:.3f}" in page
+@pytest.fixture(scope="module")
+def report(finished):
+    """The folder of the tables and pages, and the tables."""
+    folder = finished[0] / "results/smoke/report"
+    return folder, {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def scored(report):
+    """The tasks that must have scores, those whose labels have no note, and the mean where they are several."""
+    labels = report[1]["labels"]
+    estimable = [t for t in TASKS if not any(labels.filter(pl.col("task") == t)["note"].drop_nulls())]
+    return [*estimable, "macro"] if len(estimable) > 1 else estimable
+
+
+def test_every_table_has_its_columns_and_rows(report, scored):
+    _, tables = report
+    for name, columns in TABLES.items():
+        assert ",".join(tables[name].columns) == columns
+    columns = [*[(m, "logistic_regression") for m in MODELS], *[("counts", head) for head in HEADS]]
+    expected = {(t, *c, s) for t in scored for c in columns for s in ("auroc", "auprc", "brier")}
+    scores = tables["scores"]
+    assert len(scored) >= 2
+    assert scores.height == len(expected)
+    assert set(scores.select("task", "model", "head", "score").rows()) == expected
+    assert (scores["lower"] <= scores["upper"]).all()
+    assert tables["differences"].height == len(scored) * 3 * 5 * 4
+    assert set(tables["labels"].select("task", "split").rows()) == {
+        (t, s) for t in TASKS for s in ("train", "tuning", "held_out")
+    }
+    assert tables["models"]["model"].to_list() == list(MODELS)
+    assert set(tables["curves"]["model"]) == set(MODELS)
+    assert set(tables["perplexity"]["model"]) == set(MODELS)
+    assert set(tables["perplexity"]["kind"]) == {"all", "first", "repeat"}
+
+
+def test_the_strata_are_those_of_the_scored_tasks(report, scored):
+    _, tables = report
+    strata = tables["strata"]
+    assert set(strata["task"]) == set(scored)
+    assert set(strata["stratum"]) == {"Q1", "Q2", "Q3", "Q4", "Q4-Q1"}
+    assert not strata.select("task", "model", "head", "property", "stratum").is_duplicated().any()
+    # four quarters hold all held-out labels of a task
+    quarters = strata.filter(pl.col("stratum") != "Q4-Q1").group_by("task", "model", "head", "property")
+    n = dict(tables["scores"].filter(pl.col("score") == "brier").select("task", "n").unique().rows())
+    for task, total in quarters.agg(pl.col("n").sum()).select("task", "n").unique().rows():
+        assert total == n[task]
+
+
+def test_the_mean_over_tasks_is_their_mean(report, scored):
+    scores = report[1]["scores"]
+    means = scores.filter(pl.col("task") == "macro")
+    assert means.height == 5 * 3
+    for row in means.iter_rows(named=True):
+        same = [pl.col(key) == row[key] for key in ("model", "head", "score")]
+        of_tasks = scores.filter(pl.col("task") != "macro", *same)
+        assert of_tasks.height == len(scored) - 1
+        assert row["value"] == pytest.approx(of_tasks["value"].mean(), abs=2e-6)
+        assert row["n"] == of_tasks["n"].sum()
+
+
+def test_the_report_holds_every_number_that_the_tables_hold(report):
+    folder, tables = report
+    page = (folder / "index.html").read_text()
+    for column in ("value", "lower", "upper"):
+        for value in tables["scores"][column]:
+            assert f"{value:.3f}" in page
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)  # self-contained
 
 
-def test_the_notebook_was_executed(finished):
-    folder, _ = finished
-    cells = json.loads((folder / "results/smoke/report/overview.ipynb").read_text())["cells"]
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_the_notebook_was_executed(report, notebook):
+    folder, _ = report
+    cells = json.loads((folder / f"{notebook}.ipynb").read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in code)
-    assert any("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
     assert not [o for cell in code for o in cell["outputs"] if o["output_type"] == "error" or o.get("name") == "stderr"]
+    drawn = 0
+    for i, cell in enumerate(code):
+        if not "".join(cell["source"]).rstrip().endswith(");"):
+            continue
+        assert any("image/png" in output.get("data", {}) for output in cell["outputs"])
+        (said,) = ["".join(o["data"]["text/markdown"]) for o in code[i + 1]["outputs"]]
+        assert re.fullmatch(r".{15,}\.", said, flags=re.DOTALL)
+        # no architecture of the smoke study has two context lengths
+        by_context = "context_sentence(" in "".join(code[i + 1]["source"])
+        assert (said == "nothing can be said.") is by_context
+        drawn += 1
+    assert drawn == {"overview": 3, "copy_forwarding": 3, "irregular_intervals": 4, "disease_progression": 2}[notebook]
+    page = (folder / f"{notebook}.html").read_text()
+    assert len(re.findall(r"<img[^>]+src=\"data:image/png;base64,", page)) == drawn
+    assert "subject_id" not in page
 
 
-def test_no_subject_is_named_in_the_tables(finished):
-    folder, _ = finished
-    for table in (folder / "results/smoke/report").glob("*.csv"):
+def test_no_subject_is_named_in_the_tables(report):
+    folder, _ = report
+    for table in folder.glob("*.csv"):
         assert "subject_id" not in table.read_text()
+    assert "subject_id" not in (folder / "index.html").read_text()
 
 
-def test_every_model_has_one_run_in_mlflow(finished):
+def test_every_model_and_every_head_on_counts_has_one_run_in_mlflow(finished, report):
     folder, _ = finished
     with sqlite3.connect(folder / "results/mlflow.db") as store:
-        runs = store.execute("select name, status from runs where lifecycle_stage = 'active'").fetchall()
-        metrics = {key for (key,) in store.execute("select distinct key from metrics")}
-    assert sorted(runs) == [("counts", "FINISHED"), ("gpt-tiny-64", "FINISHED"), ("mamba-tiny-128", "FINISHED")]
-    assert {"validation_loss", "tokens_per_second", "real_token_share", "auroc/guo_los"} <= metrics
+        runs = store.execute("select run_uuid, name, status from runs where lifecycle_stage = 'active'").fetchall()
+        metrics = {
+            (run, key): value for run, key, value in store.execute("select run_uuid, key, value from latest_metrics")
+        }
+    assert sorted(name for _, name, _ in runs) == sorted([*MODELS, *[f"counts ({head})" for head in HEADS]])
+    assert {status for _, _, status in runs} == {"FINISHED"}
+    of = {name: run for run, name, _ in runs}
+    for row in report[1]["scores"].iter_rows(named=True):
+        name = f"counts ({row['head']})" if row["model"] == "counts" else row["model"]
+        assert metrics[of[name], f"{row['score']}/{row['task']}"] == pytest.approx(row["value"], abs=1e-6)
+    for model in MODELS:
+        assert {(of[model], key) for key in ("validation_loss", "tokens_per_second", "real_token_share")} <= set(
+            metrics
+        )
 
 
 def test_a_finished_study_runs_nothing_again(finished):
@@ -98,16 +195,23 @@ def test_a_finished_study_runs_nothing_again(finished):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+ALWAYS = {"report", "notebook", "all"}
+
+
 @pytest.mark.parametrize(
     ("key", "rules"),
     [
-        ("statistics={replicates: 200}", {"score", "report", "notebook", "all"}),
-        ("probe={max_iterations: 500}", {"probe", "probe_counts", "score", "report", "notebook", "all"}),
+        ("statistics={replicates: 200}", {"score", "robustness"}),
+        ("probe={max_iterations: 500}", {"probe", "probe_counts", "score", "robustness"}),
+        ("perplexity={stride: 8}", {"perplexity", "robustness"}),
+        ("privacy={minimum_count: 5}", {"score", "robustness"}),
     ],
 )
 def test_a_changed_key_runs_only_what_depends_on_it(finished, key, rules):
     folder, _ = finished
-    assert planned(snakemake(folder, "--dry-run", "--config", key)) == rules
+    run = snakemake(folder, "--dry-run", "--config", key)
+    assert run.returncode == 0, run.stderr
+    assert set(planned(run)) == rules | ALWAYS
 
 
 def test_an_unknown_key_stops_before_any_job(repository, tmp_path):
@@ -118,12 +222,67 @@ def test_an_unknown_key_stops_before_any_job(repository, tmp_path):
     assert not (folder / "results").exists()
 
 
-def test_the_shipped_studies_are_valid(repository, tmp_path, mimic_demo):
+STAGES = {"check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe_counts", "properties"}
+STAGES |= {"perplexity", "robustness", "score", "report", "notebook", "tracking_store", "all"}
+
+
+def dry_run(folder, study, *words):
+    return snakemake(folder, "--dry-run", *words, study=["--configfile", f"pipelines/studies/{study}.yaml"])
+
+
+def test_the_demo_can_be_run(repository, tmp_path):
+    run = dry_run(clone(repository, tmp_path / "clone"), "demo")
+    assert run.returncode == 0, run.stderr
+    jobs = planned(run)
+    assert set(jobs) == STAGES | {"simulate"}
+    assert (jobs["pretrain"], jobs["perplexity"], jobs["notebook"]) == (8, 8, 4)
+
+
+def test_the_mimic_demo_can_be_run(repository, tmp_path, mimic_demo):
+    run = dry_run(clone(repository, tmp_path / "clone"), "mimic_iv_demo", "--config", f"data={mimic_demo}")
+    assert run.returncode == 0, run.stderr
+    assert set(planned(run)) == STAGES
+
+
+@pytest.mark.parametrize(("study", "models"), [("ehrshot", 8), ("context_clues", 16)])
+def test_a_study_finds_its_data_at_the_stated_place(
+    repository, tmp_path, write_meds, write_given_labels, study, models
+):
     folder = clone(repository, tmp_path / "clone")
-    for study, words in (("demo", []), ("mimic_iv_demo", ["--config", f"data={mimic_demo}"])):
-        run = snakemake(folder, "--dry-run", *words, study=["--configfile", f"pipelines/studies/{study}.yaml"])
-        assert run.returncode == 0, run.stderr
-        assert {"tokenize", "pretrain", "embed", "probe", "score", "report"} <= planned(run)
+    rows = pl.DataFrame({"subject_id": [1, 2], "time": [None, None], "code": ["MEDS_BIRTH"] * 2})
+    data = write_meds(folder / "data" / study, {"0": rows}, {1: "train", 2: "held_out"}, pl.DataFrame({"code": ["x"]}))
+    tasks = yaml.safe_load((repository / f"pipelines/studies/{study}.yaml").read_text())["tasks"]
+    if study == "ehrshot":
+        write_given_labels(data / "labels", tasks, [1, 2])
+    run = dry_run(folder, study)
+    assert run.returncode == 0, run.stderr
+    jobs = planned(run)
+    assert set(jobs) == STAGES
+    assert (jobs["pretrain"], jobs["embed"], jobs["probe"]) == (models, models, models)
+
+
+@pytest.mark.parametrize("study", ["ehrshot", "context_clues", "mimic_iv_demo"])
+def test_a_study_without_its_data_stops_before_any_job(repository, tmp_path, study):
+    folder = clone(repository, tmp_path / "clone")
+    place = yaml.safe_load((repository / f"pipelines/studies/{study}.yaml").read_text())["data"]
+    run = dry_run(folder, study)
+    assert run.returncode != 0
+    said = run.stdout + run.stderr
+    assert place in said
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if place in line]) == 1
+    assert not (folder / "results").exists()
+
+
+def test_a_study_without_the_labels_of_one_task_names_it(repository, tmp_path, write_meds, write_given_labels):
+    folder = clone(repository, tmp_path / "clone")
+    rows = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["MEDS_BIRTH"]})
+    data = write_meds(folder / "data" / "ehrshot", {"0": rows})
+    tasks = yaml.safe_load((repository / "pipelines/studies/ehrshot.yaml").read_text())["tasks"]
+    write_given_labels(data / "labels", [t for t in tasks if t != "new_lupus"], [1])
+    run = dry_run(folder, "ehrshot")
+    assert run.returncode != 0
+    assert "no labels of 'new_lupus' in data/ehrshot/labels" in run.stdout + run.stderr
 
 
 def test_a_study_is_run_by_one_workflow_at_a_time(finished):
@@ -140,10 +299,10 @@ def test_a_study_is_run_by_one_workflow_at_a_time(finished):
 def test_killed_and_started_again_ends_with_the_same_weights(finished, repository, tmp_path):
     done, _ = finished
     folder = clone(repository, tmp_path / "clone")
-    target = "results/smoke/models/mamba-tiny-128"
+    target = "results/smoke/models/hyena-tiny-128"
     words = [*SNAKEMAKE, target, *SMOKE]
     # without checkpoint_seconds, so that the settings, and with them the weights, are those of the finished study
-    checkpoint = folder / "results/smoke/checkpoints/mamba-tiny-128/run.json"
+    checkpoint = folder / "results/smoke/checkpoints/hyena-tiny-128/run.json"
     running = subprocess.Popen(
         words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

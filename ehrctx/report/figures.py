@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -41,6 +42,9 @@ PROPERTY_NAMES = {
     "n_tokens": ("length of the history", "shortest", "longest"),
 }
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
+# From the shortest context to the longest.
+LINES = {1: ("-",), 2: (":", "-"), 3: (":", "--", "-"), 4: (":", "-.", "--", "-")}
+_NARROWEST = 7.2  # inches: headings and legends need so much
 
 matplotlib.rcParams.update(
     {
@@ -65,6 +69,11 @@ def architectures(models: pl.DataFrame) -> list[str]:
     return [arch for arch in STYLES if arch in models["arch"].to_list()]
 
 
+def tokens_name(n: int) -> str:
+    """`512`, `4k` for 4,096: as contexts are called, and short enough for an axis."""
+    return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:,}"
+
+
 def count(n: str | int) -> str:
     """A count as tables hold it (text, '<10' where masked), with thousands separated."""
     return f"{int(n):,}" if str(n).isdigit() else str(n)
@@ -75,15 +84,16 @@ def _with_context(rows: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
 
 
 def _errors(own: pl.DataFrame) -> list[np.ndarray]:
-    """Lengths of the error bars; none where there is no interval."""
+    """Lengths of the error bars; none where there is no interval, or where it does not hold the value."""
     value = own["value"].to_numpy()
-    return [np.nan_to_num(value - own["lower"].to_numpy()), np.nan_to_num(own["upper"].to_numpy() - value)]
+    sides = value - own["lower"].to_numpy(), own["upper"].to_numpy() - value
+    return [np.maximum(np.nan_to_num(side), 0) for side in sides]
 
 
 def _log_contexts(axes: Axes, contexts: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(contexts[0] / 1.5, contexts[-1] * 1.5)
-    axes.set_xticks(contexts, [f"{c:,}" for c in contexts])
+    axes.set_xticks(contexts, [tokens_name(c) for c in contexts])
     axes.minorticks_off()
 
 
@@ -121,7 +131,7 @@ def _grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, li
     """A figure of `n` panels; the panels, and the grid with the unused ones switched off."""
     columns = min(columns, max(1, n))
     lines = -(-max(1, n) // columns)
-    width = 12.4 if columns == 4 else 3.6 * columns
+    width = 12.4 if columns == 4 else max(_NARROWEST, 3.6 * columns)
     figure, grid = plt.subplots(
         lines, columns, figsize=(width, height * lines + 0.6), sharey=sharey, squeeze=False, layout="constrained"
     )
@@ -131,8 +141,9 @@ def _grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, li
     return figure, panels[:n], grid
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 7) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    columns = int(figure.get_figwidth() / 1.75)
     figure.legend(
         handles,
         labels,
@@ -154,7 +165,8 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
         n = own.row(0, named=True)
         counted = f"n = {count(n['n'])}, positive {count(n['n_positive'])}, subjects {count(n['n_subjects'])}"
         axes.set_title(task_name(task), loc="left", pad=16)
-        axes.text(0, 1.02, counted, transform=axes.transAxes, fontsize=8.5, color="#444444")
+        size = 8.5 if len(counted) < 44 else 7.2
+        axes.text(0, 1.02, counted, transform=axes.transAxes, fontsize=size, color="#444444")
     for axes in panels[-grid.shape[1] :]:
         axes.set_xlabel("context length (tokens)")
     for line in grid:
@@ -172,6 +184,8 @@ def _heading(figure: Figure, text: str) -> None:
 
 def _legend_below(axes: Axes) -> None:
     """Under the axis, where it covers no line."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         frameon=False,
         fontsize=8.5,
@@ -183,6 +197,12 @@ def _legend_below(axes: Axes) -> None:
     )
 
 
+def _ends(counts: list) -> list:
+    """The smallest and the largest of counts as tables hold them; a masked one is the smallest."""
+    ordered = sorted(counts, key=lambda n: (str(n).isdigit(), int(n) if str(n).isdigit() else 0))
+    return [*ordered[:1], *ordered[-1:]]
+
+
 def _panels_by_architecture(models: pl.DataFrame, height: float) -> tuple[Figure, dict[str, Axes]]:
     found = architectures(models)
     figure, panels, _ = _grid(len(found), 4, height, sharey=True)
@@ -191,14 +211,21 @@ def _panels_by_architecture(models: pl.DataFrame, height: float) -> tuple[Figure
     return figure, dict(zip(found, panels, strict=True))
 
 
-def _by_context(rows: pl.DataFrame, arch: str) -> Iterator[tuple[int, bool, bool, pl.DataFrame]]:
-    """(context, whether it is the shortest, whether the longest, its rows) of one architecture, first seed first."""
+def _by_context(rows: pl.DataFrame, arch: str) -> Iterator[tuple[int, dict[str, Any], bool, pl.DataFrame]]:
+    """(context, its style, whether it is the longest, its rows) of one architecture; of several seeds the first.
+
+    The longer the context, the fuller its marker and its line.
+    """
     own = rows.filter(pl.col("arch") == arch)
     contexts = sorted(own["context"].unique().to_list())
-    for context in contexts:
+    colour, marker, _, _ = STYLES[arch]
+    for i, context in enumerate(contexts):
         part = own.filter(pl.col("context") == context)
-        first = part.filter(pl.col("model") == part["model"].min())
-        yield context, context == contexts[0], context == contexts[-1], first
+        share = i / (len(contexts) - 1) if len(contexts) > 1 else 1.0
+        face = tuple(share * c + (1 - share) for c in to_rgb(colour))
+        dash = LINES[min(len(contexts), 4)][min(i, 3)]
+        style = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": dash}
+        yield context, style, context == contexts[-1], part.filter(pl.col("model") == part["model"].min())
 
 
 def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, task: str = MACRO) -> Figure:
@@ -215,21 +242,17 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
         masked = of.is_empty() or str(of["n"][0]).startswith("<") or str(of["n_positive"][0]).startswith("<")
         shares.append("" if masked else f"\n{int(of['n_positive'][0]) / int(of['n'][0]):.0%}")
     for arch, axes in panels.items():
-        colour, marker, _, _ = STYLES[arch]
         contexts = list(_by_context(trained, arch))
-        for i, (context, _, longest, own) in enumerate(contexts):
+        for i, (context, style, _, own) in enumerate(contexts):
             own = own.sort("stratum")
             axes.errorbar(
                 x + 0.12 * (i - (len(contexts) - 1) / 2),
                 own["value"].to_numpy(),
                 yerr=_errors(own),
-                color=colour,
-                marker=marker,
                 markersize=5,
-                markerfacecolor=colour if longest else "white",
-                linestyle="-" if longest else ":",
                 capsize=2.5,
-                label=f"{context:,} tokens",
+                **style,
+                label=f"{tokens_name(context)} tokens",
             )
         of_head = counts.filter(pl.col("head") == "lightgbm").sort("stratum")
         if of_head.height:
@@ -239,7 +262,7 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
         axes.set_xticks(x, [f"{q}{share}" for q, share in zip(QUARTILES, shares, strict=True)])
         axes.set_xlabel(f"{low} → {high}", fontsize=9.5)
         _legend_below(axes)
-    sizes = " to ".join(dict.fromkeys(count(n) for n in [*rows["n"].head(1), *rows["n"].tail(1)]))
+    sizes = " to ".join(dict.fromkeys(count(n) for n in _ends(rows["n"].unique().to_list())))
     grey = BASELINES["lightgbm"][2]
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("Brier score\n" + task_name(task))
@@ -278,7 +301,7 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
     axes.set_yticks(range(len(tasks)), [task_name(t) for t in tasks])
     low, high = PROPERTY_NAMES[name][1:]
     axes.set_xlabel(f"Brier score of the quarter that is {high} minus {low}")
-    _legend(figure, axes, columns=4)
+    _legend(figure, axes)
     return figure
 
 
@@ -286,7 +309,7 @@ def _log_perplexity(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(LogLocator(base=4, numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens_name(round(x))))
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.3g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -303,18 +326,13 @@ def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fi
     rows = _with_context(perplexity.filter(pl.col("kind") == "all"), models)
     figure, panels = _panels_by_architecture(models, 3.3)
     for arch, axes in panels.items():
-        colour, marker, _, _ = STYLES[arch]
-        for context, _, longest, own in _by_context(rows, arch):
+        for context, style, longest, own in _by_context(rows, arch):
             own = own.sort("position_from")
-            x = _middle(own)
-            style: dict[str, Any] = {
-                "linestyle": "-" if longest else ":",
-                "markerfacecolor": colour if longest else "white",
-            }
-            label = f"{context:,} tokens"
-            axes.plot(x, own["median"], color=colour, marker=marker, markersize=3.5, label=label, **style)
-            axes.fill_between(x, own["lower"], own["upper"], color=colour, alpha=0.22 if longest else 0.10, linewidth=0)
-            axes.axvline(context, color=colour, linewidth=0.7, alpha=0.5, linestyle=style["linestyle"])
+            label = f"{tokens_name(context)} tokens"
+            axes.plot(_middle(own), own["median"], markersize=3.5, label=label, **style)
+            band = {"color": style["color"], "alpha": 0.22 if longest else 0.10, "linewidth": 0}
+            axes.fill_between(_middle(own), own["lower"], own["upper"], **band)
+            axes.axvline(context, color=style["color"], linewidth=0.7, alpha=0.5, linestyle=style["linestyle"])
         _log_perplexity(axes)
         _legend_below(axes)
     for axes in list(panels.values())[:1]:

@@ -61,9 +61,15 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
     return tables
 
 
+def _read_json(file: Path, verb: str) -> dict[str, Any]:
+    if not Path(file).is_file():
+        raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
+    return json.loads(Path(file).read_text())
+
+
 def _image(figure: Figure) -> str:
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg")
+    figure.savefig(stream, format="svg", metadata={"Date": None})  # the same tables give the same bytes
     plt.close(figure)
     return base64.b64encode(stream.getvalue()).decode()
 
@@ -135,7 +141,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
     page = environment.get_template("page.html.j2").render(
         study=study,
         version=__version__,
-        summary=json.loads(Path(summary_file).read_text()),
+        summary=_read_json(summary_file, "check --out"),
         timelines=read_manifest(timelines, "timelines")["facts"],
         conclusions=task_sentences(tables),
         count=count,
@@ -154,8 +160,8 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         validation_figure=_image(validation_curves(tables["curves"])),
         inputs={
             name: fingerprint
-            for file in ("provenance.json", "robustness.json")
-            for name, fingerprint in json.loads((Path(folder) / file).read_text())["inputs"].items()
+            for file, verb in (("provenance.json", "score"), ("robustness.json", "robustness"))
+            for name, fingerprint in _read_json(Path(folder) / file, verb)["inputs"].items()
         },
         study_text=json.dumps(study, indent=1),
     )

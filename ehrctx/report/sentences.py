@@ -22,12 +22,24 @@ def signed(value: float) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return f"{signed(row['lower'])} to {signed(row['upper'])}"
+    defined = row["lower"] == row["lower"]
+    return f"interval {signed(row['lower'])} to {signed(row['upper'])}" if defined else "no interval"
 
 
 def excludes_zero(row: dict[str, Any]) -> bool:
     """Whether the interval is there and excludes 0."""
     return row["lower"] > 0 or row["upper"] < 0
+
+
+def longest(models: pl.DataFrame, arch: str) -> dict[str, Any]:
+    """The model of an architecture with the longest context; of several seeds the first."""
+    own = models.filter((pl.col("arch") == arch) & (pl.col("context") == pl.col("context").max().over("arch")))
+    return own.sort("model").row(0, named=True)
+
+
+def _shortest(models: pl.DataFrame, arch: str) -> dict[str, Any]:
+    own = models.filter((pl.col("arch") == arch) & (pl.col("context") == pl.col("context").min().over("arch")))
+    return own.sort("model").row(0, named=True)
 
 
 def few_positives(n_positive: str | int) -> bool:
@@ -81,8 +93,7 @@ def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str,
     """Whether the longest context beats the shortest on `task`, by architecture, with paired intervals."""
     verdicts: dict[str, list[str]] = {"helps": [], "hurts": [], "": []}
     for arch in architectures(models):
-        own = models.filter(pl.col("arch") == arch).sort("context", "model")
-        short, long = own.row(0, named=True), own.row(-1, named=True)
+        short, long = _shortest(models, arch), longest(models, arch)
         found = differences.filter(
             (pl.col("task") == task)
             & (pl.col("score") == score)
@@ -94,9 +105,10 @@ def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str,
         row = found.row(0, named=True)
         if few_positives(row["n_positive"]):
             return f"too few positive labels ({row['n_positive']}) to judge context lengths"
-        verdict = ("helps" if row["lower"] > 0 else "hurts") if excludes_zero(row) else ""
+        more_is_better = score != "brier"
+        verdict = ("helps" if (row["lower"] > 0) == more_is_better else "hurts") if excludes_zero(row) else ""
         contexts = f"{long['context']:,} against {short['context']:,} tokens"
-        shown = f" ({contexts}: {signed(row['value'])}, interval {_interval(row)})" if verdict else ""
+        shown = f" ({contexts}: {signed(row['value'])}, {_interval(row)})" if verdict else ""
         verdicts[verdict].append(STYLES[arch][3] + shown)
     parts = [f"a longer context {verdict} {_listed(of)}" for verdict, of in verdicts.items() if verdict and of]
     if verdicts[""]:
@@ -120,29 +132,32 @@ def quartile_sentence(strata: pl.DataFrame, name: str, task: str = MACRO) -> str
     _, low, high = PROPERTY_NAMES[name]
     return (
         f"The model with the lowest Brier score, {model}, has {of_model[0]:.3f} on the quarter of labels whose history "
-        f"is {low} and {of_model[1]:.3f} on the quarter that is {high} ({signed(row['value'])}, interval "
+        f"is {low} and {of_model[1]:.3f} on the quarter that is {high} ({signed(row['value'])}, "
         f"{_interval(row)}, {of}); the interval excludes 0 for {sure} of {differences.height} models"
     )
 
 
 def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -> str | None:
     """In how many tasks the last quarter is surely worse, or better, than the first: the longest context of each."""
-    longest = [models.filter(pl.col("arch") == a).sort("context", "model")["model"][-1] for a in architectures(models)]
+    compared = [longest(models, arch)["model"] for arch in architectures(models)]
     own = strata.filter(
         (pl.col("property") == name)
         & (pl.col("stratum") == "Q4-Q1")
         & (pl.col("task") != MACRO)
-        & pl.col("model").is_in(longest)
+        & pl.col("model").is_in(compared)
     )
     if own.is_empty():
         return None
     _, low, high = PROPERTY_NAMES[name]
     parts = []
-    for model in longest:
-        rows = own.filter(pl.col("model") == model)
-        worse, better = rows.filter(pl.col("lower") > 0).height, rows.filter(pl.col("upper") < 0).height
-        parts.append(f"{model} is surely worse in {worse} and surely better in {better} of {rows.height} tasks")
-    return f"On the quarter that is {high}, against the one that is {low}: {'; '.join(parts)}"
+    for model in compared:
+        rows = [
+            r for r in own.filter(pl.col("model") == model).iter_rows(named=True) if not few_positives(r["n_positive"])
+        ]
+        worse, better = sum(row["lower"] > 0 for row in rows), sum(row["upper"] < 0 for row in rows)
+        parts.append(f"{model} is surely worse in {worse} and surely better in {better} of {len(rows)} tasks")
+    judged = f"tasks with at least {FEW_POSITIVES} positive labels in these quarters"
+    return f"On the quarter that is {high}, against the one that is {low} ({judged}): {'; '.join(parts)}"
 
 
 def loss_sentence(curves: pl.DataFrame) -> str:
@@ -156,23 +171,24 @@ def loss_sentence(curves: pl.DataFrame) -> str:
 
 
 def _positions(row: dict[str, Any]) -> str:
-    return f"{row['position_from']:,} to {row['position_to']:,}"
+    first, last = f"{row['position_from']:,}", f"{row['position_to']:,}"
+    return first if first == last else f"{first} to {last}"
 
 
 def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
     """Early against late perplexity, for the longest context of each architecture."""
     parts = []
     for arch in architectures(models):
-        longest = models.filter(pl.col("arch") == arch).sort("context", "model").row(-1, named=True)
-        own = perplexity.filter((pl.col("model") == longest["model"]) & (pl.col("kind") == "all")).sort("position_from")
+        model = longest(models, arch)["model"]
+        own = perplexity.filter((pl.col("model") == model) & (pl.col("kind") == "all")).sort("position_from")
         if own.height < 2:
             continue
         later = own.filter(pl.col("position_from") >= EARLY)
         first, last = (later if later.height > 1 else own).row(0, named=True), own.row(-1, named=True)
-        apart = last["lower"] > first["upper"] or last["upper"] < first["lower"]
+        overlap = last["lower"] <= first["upper"] and last["upper"] >= first["lower"]
         parts.append(
-            f"{longest['model']} from {first['median']:.3g} at tokens {_positions(first)} to {last['median']:.3g} at "
-            f"tokens {_positions(last)}{'' if apart else ' (intervals overlap)'}"
+            f"{model} from {first['median']:.3g} at tokens {_positions(first)} to {last['median']:.3g} at "
+            f"tokens {_positions(last)}{' (intervals overlap)' if overlap else ''}"
         )
     return f"Median perplexity goes: {'; '.join(parts)}" if parts else None
 
@@ -181,13 +197,13 @@ def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | No
     """Perplexity of tokens new to their timeline against repeated ones, at the last positions that hold both."""
     parts = []
     for arch in architectures(models):
-        longest = models.filter(pl.col("arch") == arch).sort("context", "model").row(-1, named=True)
-        own = perplexity.filter(pl.col("model") == longest["model"])
+        model = longest(models, arch)["model"]
+        own = perplexity.filter(pl.col("model") == model)
         both = own.filter(pl.col("kind") == "first").join(
             own.filter(pl.col("kind") == "repeat"), on=["position_from", "position_to"], suffix="_repeat"
         )
         if both.height:
             row = both.sort("position_from").row(-1, named=True)
             compared = f"{row['median']:.3g} against {row['median_repeat']:.3g}"
-            parts.append(f"{longest['model']} {compared} (tokens {_positions(row)})")
+            parts.append(f"{model} {compared} (tokens {_positions(row)})")
     return f"Median perplexity of new against repeated tokens: {'; '.join(parts)}" if parts else None

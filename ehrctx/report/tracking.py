@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
-from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.study import Pretraining
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import MLFlowLogger
 
 MODEL_TAG = "ehrctx.model"
 IDENTITY_TAG = "ehrctx.settings"
@@ -68,6 +71,8 @@ def run_of(store: Path, experiment: str, model: str, identity: str) -> str:
 
 def training_logger(store: Path, experiment: str, model: str, settings: Pretraining) -> MLFlowLogger:
     """A Lightning logger on the run of `model`, with its settings as parameters."""
+    from lightning.pytorch.loggers import MLFlowLogger  # imports torch, which scoring does without
+
     initialise(store, experiment)
     run_id = run_of(store, experiment, model, settings.model_dump_json())
     logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ehrctx.errors import InputError, nearest
 from ehrctx.study import Config, find, load
@@ -21,10 +21,18 @@ def plain_unit(unit: str) -> str:
     return re.sub("µ|μ|mc", "u", unit.lower().replace(" ", ""))
 
 
+def _own_name(task: str) -> str:
+    if task == "macro":
+        raise ValueError("'macro' is the name of the mean over tasks; choose another")
+    return task
+
+
 class _Task(Config):
     needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
 
-    task: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows")
+    task: Annotated[str, AfterValidator(_own_name)] = Field(
+        pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows"
+    )
     question: str
     source: str = ""
 

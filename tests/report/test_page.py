@@ -1,82 +1,366 @@
-"""The page and its sentences, from tables whose conclusions are known."""
+"""The page, from planted tables: every number at its place, nothing fetched, nothing leaked, nothing half-written."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
 
 import polars as pl
 import pytest
+from matplotlib import pyplot as plt
+from planted import HEADS, NAN, difference, grid, study_tables, write_study
 
-from ehrctx.report.figures import score_by_context
-from ehrctx.report.page import read_tables
-from ehrctx.report.sentences import best_sentence, context_sentence
+from ehrctx.errors import InputError
+from ehrctx.report import page
+from ehrctx.report.figures import validation_curves
+from ehrctx.report.page import TABLES, read_tables, task_sentences, write_report
 
-MODELS = pl.DataFrame(
-    {
-        "model": ["gpt-tiny-64", "gpt-tiny-512", "mamba-tiny-64"],
-        "arch": ["gpt", "gpt", "mamba"],
-        "context": [64, 512, 64],
-    }
+STUDY = {"name": "planted", "simulate": None, "statistics": {"level": 0.9, "replicates": 1_234}}
+NAMES = {
+    "logistic_regression": "counts, logistic regression",
+    "random_forest": "counts, random forest",
+    "lightgbm": "counts, LightGBM",
+}
+
+
+FIGURES = (
+    "score_by_context",
+    "score_by_quartile",
+    "perplexity_by_position",
+    "perplexity_of_repeats",
+    "validation_curves",
 )
 
 
-def scores(n_positive="40", **values):
-    rows = [
-        {"task": "t", "model": m, "score": s, "value": v, "lower": v - 0.05, "upper": v + 0.05}
-        | {"n": "40", "n_positive": n_positive, "n_subjects": "30"}
-        for m, v in values.items()
-        for s in ("auroc", "auprc", "brier")
-    ]
-    return pl.DataFrame(rows).with_columns(pl.col("model").str.replace_all("_", "-"))
+class Page(HTMLParser):
+    """What a browser would read: tables as rows of cells, addresses, images, tags, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.addresses, self.tags, self.words, self.verdicts = [], [], [], [], []
+        self._cell = False
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.addresses += [values[key] for key in ("src", "href", "srcset", "action", "data") if key in values]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._cell = True
+        elif tag == "span" and values.get("class") in ("better", "worse"):
+            self.verdicts.append((self.tables[-1][-1][0], len(self.tables[-1][-1]) - 1, values["class"]))
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self._cell:
+            self.tables[-1][-1][-1] += " ".join(data.split())
 
 
-def difference(lower, upper, model="gpt-tiny-512", reference="gpt-tiny-64", n_positive="40"):
-    value = (lower + upper) / 2
-    row = {"task": "t", "score": "auroc", "model": model, "reference": reference, "n_positive": n_positive}
-    return pl.DataFrame([row | {"value": value, "lower": lower, "upper": upper}])
+def written(folder, tables, minimum_count=1, **changes):
+    """(the page as text, as a browser reads it) from these tables; `changes` are of the study."""
+    paths = write_study(folder / "study", tables)
+    out = folder / "out" / "index.html"
+    write_report(**paths, study=STUDY | {"privacy": {"minimum_count": minimum_count}} | changes, out=out)
+    assert [p.name for p in out.parent.iterdir()] == ["index.html"]
+    text = out.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Empty figures in place of the real ones, which take seconds."""
+    for name in FIGURES:
+        monkeypatch.setattr(page, name, lambda *_: plt.figure(figsize=(1, 1)))
+
+
+@pytest.fixture
+def make(tmp_path, undrawn):
+    """A function (tables, changes of the study) -> the page as text and as a browser reads it, without figures."""
+
+    def of(tables, **changes):
+        return written(tmp_path, tables, **changes)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def whole(tables, tmp_path_factory):
+    """The page of `tables` with its figures: (text, as a browser reads it)."""
+    return written(tmp_path_factory.mktemp("page"), tables)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Two architectures, three tasks one of which is not estimable, and the mean over the two that are."""
+    found = study_tables(grid(["gpt", "mamba"], [64, 512]), ["macro", "stay", "a<b>c&d"])
+    never = pl.DataFrame(
+        [
+            {"task": "never", "split": s, "n": "70", "n_positive": "0", "n_subjects": "60"}
+            | {"note": "one class only in train and held_out"}
+            for s in ("train", "tuning", "held_out")
+        ]
+    )
+    return found | {"labels": pl.concat([found["labels"], never])}
+
+
+def table_of(parsed, first):
+    """The table whose first cell is `first`, as (header, rows)."""
+    (found,) = [t for t in parsed.tables if t[0][0] == first]
+    return found[0], found[1:]
+
+
+def test_every_score_is_at_its_place(whole, tables):
+    _, parsed = whole
+    for name, key in (("AUROC", "auroc"), ("AUPRC", "auprc"), ("Brier score", "brier")):
+        header, rows = table_of(parsed, name)
+        assert header[-3:] == ["n", "positive", "subjects"]
+        assert header[1:-3] == [*tables["models"]["model"], *NAMES.values()]
+        assert [row[0] for row in rows] == ["mean over tasks", "stay", "a<b>c&d"]
+        checked = 0
+        for row in tables["scores"].filter(pl.col("score") == key).iter_rows(named=True):
+            column = header.index(NAMES[row["head"]] if row["model"] == "counts" else row["model"])
+            title = "mean over tasks" if row["task"] == "macro" else row["task"]
+            (cells,) = [cells for cells in rows if cells[0] == title]
+            assert cells[column] == f"{row['value']:.3f}{row['lower']:.3f}–{row['upper']:.3f}"
+            assert cells[-3:] == ["400", "40", "300"]
+            checked += 1
+        assert checked == 3 * 7
+
+
+def test_only_what_surely_differs_from_the_strongest_head_is_marked(make, tables):
+    differences = tables["differences"].filter(pl.col("task") != "stay")
+    strongest = {}
+    for task in ("macro", "stay", "a<b>c&d"):
+        heads = tables["scores"].filter(
+            (pl.col("task") == task) & (pl.col("model") == "counts") & (pl.col("score") == "auroc")
+        )
+        strongest[task] = heads.sort("value")["head"][-1]
+    planted = []
+    for model, interval in zip(
+        tables["models"]["model"], ((0.01, 0.2), (-0.2, -0.01), (-0.1, 0.1), (NAN, NAN)), strict=True
+    ):
+        for head in HEADS:  # against the other heads, the opposite
+            own = interval if head == strongest["stay"] else {True: (-0.1, 0.1), False: (0.1, 0.2)}[interval[0] > 0]
+            planted += [difference("stay", model, f"counts/{head}", *own, score=s) for s in ("auroc", "brier")]
+    columns = differences.columns
+    _, parsed = make(tables | {"differences": pl.concat([differences, pl.DataFrame(planted).select(columns)])})
+    assert parsed.verdicts == [("stay", 1, "better"), ("stay", 2, "worse")]
+    header, rows = table_of(parsed, "AUROC")
+    (stay,) = [row for row in rows if row[0] == "stay"]
+    assert ["▲" in cell for cell in stay[1:5]] == [True, False, False, False]
+    assert ["▼" in cell for cell in stay[1:5]] == [False, True, False, False]
+    assert header[1] == "gpt-tiny-64"
+
+
+def test_few_positives_are_never_marked(make, tables):
+    sure = tables["differences"].with_columns(lower=pl.lit(0.1), upper=pl.lit(0.2))
+    few = {"scores": tables["scores"].with_columns(n_positive=pl.lit("<10"))}
+    _, parsed = make(tables | few | {"differences": sure.with_columns(n_positive=pl.lit("<10"))})
+    assert parsed.verdicts == []
+    assert "too few to judge" in parsed.text
+    assert "too few positive labels (<10) to judge context lengths" in parsed.text
+
+
+def test_a_model_without_a_score_has_an_empty_cell(make, tables):
+    """A task that one model could not predict: its cells are marked, and the other columns stay where they were."""
+    gone = (pl.col("task") == "stay") & (pl.col("model") == "gpt-tiny-64")
+    _, parsed = make(tables | {"scores": tables["scores"].filter(~gone)})
+    header, rows = table_of(parsed, "AUROC")
+    (stay,) = [row for row in rows if row[0] == "stay"]
+    assert stay[header.index("gpt-tiny-64")] == "–"
+    assert all(re.match(r"0\.\d{3}", cell) for i, cell in enumerate(stay[1:-3], 1) if header[i] != "gpt-tiny-64")
+
+
+def test_an_undefined_interval_is_a_dash(make, tables):
+    undefined = tables["scores"].with_columns(lower=pl.lit(NAN), upper=pl.lit(NAN))
+    differences = tables["differences"].with_columns(lower=pl.lit(NAN), upper=pl.lit(NAN))
+    _, parsed = make(tables | {"scores": undefined, "differences": differences})
+    header, rows = table_of(parsed, "AUROC")
+    assert all(cell.endswith("–––") for row in rows for cell in row[1:-3])
+    assert parsed.verdicts == []
+    assert "excludes 0;" not in parsed.text
+    assert "helps" not in parsed.text
+    assert "hurts" not in parsed.text
+    assert len(header) == 11
+
+
+def test_nothing_is_fetched_from_elsewhere(whole, tables):
+    text, parsed = whole
+    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(parsed.tags)
+    assert parsed.addresses
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in parsed.addresses)
+    assert not re.search(r"url\(|@import", text)
+    drawings = [base64.b64decode(address.partition(",")[2]).decode() for address in parsed.addresses]
+    assert len(drawings) == 1 + len(page.SHOWN_PROPERTIES) + 2 + 1
+    for drawing in drawings:
+        assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', drawing))
+        assert "url(http" not in drawing
+        assert "subject_id" not in drawing
+
+
+def test_a_task_that_is_not_estimable_says_why(whole, tables):
+    _, parsed = whole
+    assert "never is not estimable: one class only in train and held_out." in parsed.text
+    assert "stay is not estimable" not in parsed.text
+    (labels,) = [t for t in parsed.tables if t[1][0] == "task"]
+    assert labels[0] == ["", "train", "tuning", "held_out", ""]
+    of_tasks = {row[0]: row[1:] for row in labels[2:]}
+    assert of_tasks["never"] == [*["70", "0", "60"] * 3, "one class only in train and held_out"]
+    assert of_tasks["stay"] == [*["400", "40", "300"] * 3, ""]
+    assert "never" not in [row[0] for row in table_of(parsed, "AUROC")[1]]
+
+
+def test_masked_counts_stay_masked(make):
+    masked = study_tables(grid(["gpt"], [64, 512]), ["macro", "stay"], n="41", n_positive="<10", n_subjects="<10")
+    masked["models"] = masked["models"].with_columns(subjects=pl.lit("<10"))
+    masked["perplexity"] = masked["perplexity"].with_columns(n_subjects=pl.lit("<10"))
+    _, parsed = make(masked, minimum_count=10)
+    for name in ("AUROC", "AUPRC", "Brier score"):
+        assert [row[-3:] for row in table_of(parsed, name)[1]] == [["41", "<10", "<10"]] * 2
+    (labels,) = [t for t in parsed.tables if t[1][0] == "task"]
+    assert labels[2][1:] == [*["41", "<10", "<10"] * 3, ""]
+    header, rows = table_of(parsed, "model")
+    assert {row[header.index("subjects seen")] for row in rows} == {"<10"}
+    assert "Counts under 10 are shown as “<10”." in parsed.text
+
+
+def test_names_are_escaped(make, tables):
+    text, parsed = make(tables, name="<script>alert(1)</script>")
+    assert "script" not in parsed.tags
+    assert "<script>alert(1)</script>" in parsed.text
+    assert "a<b>c&d" in parsed.text
+    assert "a<b>c" not in text
+    assert "a&lt;b&gt;c&amp;d" in text
+
+
+def test_no_subject_is_named(whole, tables):
+    text, _ = whole
+    assert "subject_id" not in text
+
+
+def test_the_sentences_are_those_of_the_tables(whole, tables):
+    _, parsed = whole
+    sentences = task_sentences(tables)
+    assert list(sentences) == ["mean over tasks", "stay", "a<b>c&d"]
+    for task, sentence in sentences.items():
+        assert "best model mamba-tiny-512" in sentence
+        assert "no difference by context can be told for GPT and Mamba" in sentence
+        assert f"{task} : {sentence}." in parsed.text
+
+
+def test_settings_and_sources_are_stated(whole, tables):
+    _, parsed = whole
+    for words in (
+        "90 % intervals from 1,234 patient-level bootstrap draws",
+        "2,000 subjects · 123,456 events · 4 models · 3 tasks",
+        "data: cohort",
+        "vocabulary 4,096",
+        "87.6 % of the events",
+        "0123456789abcdef probes/gpt-tiny-64",
+        "fedcba9876543210 robustness/properties",
+    ):
+        assert words in parsed.text
+    (outcomes,) = [t for t in parsed.tables if t[0][0] == "what became of an event"]
+    assert outcomes[1:] == [["a code", "54,321"], ["dropped", "7"]]
+
+
+def test_the_models_table_holds_the_models(whole, tables):
+    _, parsed = whole
+    header, rows = table_of(parsed, "model")
+    assert [row[0] for row in rows] == tables["models"]["model"].to_list()
+    for i, row in enumerate(rows):
+        cells = dict(zip(header, row, strict=True))
+        assert cells["parameters"] == f"{800_000 + i:,}"
+        assert cells["real tokens"] == "98.7 %"
+        assert cells["validation loss (nats)"] == f"{4.5 + i / 100:.3f}"
+
+
+def test_without_means_and_perplexities_the_page_says_so(make, tables):
+    """One task, and timelines too short for a bin of positions."""
+    one = {
+        "scores": tables["scores"].filter(pl.col("task") == "stay"),
+        "strata": tables["strata"].filter(pl.col("task") == "stay"),
+        "perplexity": tables["perplexity"].clear(),
+    }
+    _, parsed = make(tables | one)
+    assert "Fewer than two tasks are estimable for every model: no means by quarter." in parsed.text
+    assert "No bin of positions holds enough tokens" in parsed.text
+    assert len([tag for tag in parsed.tags if tag == "img"]) == 2
+
+
+def test_without_any_score_the_labels_say_why(make, tables):
+    """Every task has one class only: no scores, no differences, no strata."""
+    empty = {name: tables[name].clear() for name in ("scores", "differences", "strata")}
+    labels = tables["labels"].filter(pl.col("task") == "never")
+    _, parsed = make(tables | empty | {"labels": labels})
+    assert "never is not estimable: one class only in train and held_out." in parsed.text
+    assert len([tag for tag in parsed.tags if tag == "img"]) == 3
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_missing_table_names_the_verb_that_makes_it(tmp_path, tables, name):
+    paths = write_study(tmp_path / "study", tables)
+    (paths["folder"] / f"{name}.csv").unlink()
+    verb = "robustness" if name in ("strata", "perplexity") else "score"
+    with pytest.raises(InputError) as caught:
+        write_report(**paths, study=STUDY, out=tmp_path / "out" / "index.html")
+    assert str(caught.value) == f"{paths['folder'] / name}.csv is missing. Run `ehrctx {verb}` first."
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper", "verdict"),
-    [(0.01, 0.2, "a longer context helps"), (-0.2, -0.01, "hurts"), (-0.1, 0.2, "no difference can be told")],
+    ("file", "verb"), [("provenance.json", "score"), ("robustness.json", "robustness"), ("summary.json", "check")]
 )
-def test_the_verdict_follows_the_paired_interval(lower, upper, verdict):
-    sentences = context_sentence(difference(lower, upper), MODELS, "t")
-    assert len(sentences) == 1  # mamba has one context length only
-    assert sentences[0].startswith("gpt:")
-    assert verdict in sentences[0]
-    assert "512 against 64" in sentences[0]
+def test_a_missing_file_beside_the_tables_names_the_verb_that_makes_it(undrawn, tmp_path, tables, file, verb):
+    paths = write_study(tmp_path / "study", tables)
+    (paths["summary_file"] if verb == "check" else paths["folder"] / file).unlink()
+    study = STUDY | {"privacy": {"minimum_count": 1}}
+    with pytest.raises(InputError, match=f"ehrctx {verb}"):
+        write_report(**paths, study=study, out=tmp_path / "index.html")
 
 
-@pytest.mark.parametrize("n_positive", ["4", "<10", "19"])
-def test_no_verdict_on_few_positives(n_positive):
-    (sentence,) = context_sentence(difference(0.2, 0.3, n_positive=n_positive), MODELS, "t")
-    assert "too few positive labels" in sentence
-    assert "helps" not in sentence
-    table = scores(n_positive, gpt_tiny_64=0.7, counts=0.5)
-    assert "too few to judge" in best_sentence(table, difference(0.1, 0.3, reference="counts"), "t")
+def test_a_failure_keeps_the_old_page(undrawn, tmp_path, tables, monkeypatch):
+    paths = write_study(tmp_path / "study", tables)
+    out = tmp_path / "out" / "index.html"
+    out.parent.mkdir()
+    out.write_text("old")
+
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(page, "validation_curves", fail)
+    with pytest.raises(RuntimeError):
+        write_report(**paths, study=STUDY | {"privacy": {"minimum_count": 1}}, out=out)
+    assert out.read_text() == "old"
+    assert [p.name for p in out.parent.iterdir()] == ["index.html"]
 
 
-def test_the_best_model_is_not_the_baseline():
-    table = scores(gpt_tiny_64=0.7, gpt_tiny_512=0.8, counts=0.9)
-    against = difference(-0.15, -0.05, reference="counts")
-    sentence = best_sentence(table, against, "t")
-    assert "gpt-tiny-512 at 0.800" in sentence
-    assert "its interval excludes 0" in sentence
-    assert best_sentence(table, against, "another task") is None
+def test_masked_counts_are_read_as_text_and_numbers_as_numbers(tmp_path, tables):
+    paths = write_study(tmp_path / "study", tables | {"scores": tables["scores"].with_columns(n=pl.lit("<10"))})
+    read = read_tables(paths["folder"])
+    assert set(read) == set(TABLES)
+    assert read["scores"]["n"].unique().to_list() == ["<10"]
+    assert read["labels"]["n"].unique().sort().to_list() == ["400", "70"]
+    for name in ("scores", "differences", "strata"):
+        assert all(read[name].schema[c] == pl.Float64 for c in ("value", "lower", "upper"))
+        assert all(read[name].schema[c] == pl.String for c in ("n", "n_positive", "n_subjects"))
 
 
-def test_the_figure_shows_every_model_its_interval_and_the_counts():
-    table = scores("<10", gpt_tiny_64=0.7, gpt_tiny_512=0.8, mamba_tiny_64=0.6, counts=0.65)
-    figure = score_by_context(table, MODELS)
-    axes = figure.axes[0]
-    drawn = {tuple(y) for line in axes.get_lines() for y in [line.get_ydata()] if len(y) in (1, 2)}
-    assert (0.7, 0.8) in drawn
-    assert any(0.65 in y for y in drawn)
-    assert "positive <10" in axes.get_title(loc="left")
-    assert axes.get_xlabel() == "context length (tokens)"
-    spans = [collection for container in axes.containers for collection in container[2]]
-    assert len(spans) == 2  # an interval per architecture
-
-
-def test_masked_counts_are_read_as_text(tmp_path):
-    masked = scores("<10", gpt_tiny_64=0.7)
-    for name in ("scores", "differences", "labels", "models"):
-        masked.write_csv(tmp_path / f"{name}.csv")
-    assert read_tables(tmp_path)["scores"]["n_positive"][0] == "<10"
+def test_the_same_tables_give_the_same_page(undrawn, tmp_path, tables, monkeypatch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    monkeypatch.setattr(page, "score_by_context", lambda *_: validation_curves(tables["curves"]))
+    paths = write_study(tmp_path / "study", tables)
+    for out in ("first.html", "second.html"):
+        write_report(**paths, study=STUDY | {"privacy": {"minimum_count": 1}}, out=tmp_path / out)
+    assert (tmp_path / "first.html").read_bytes() == (tmp_path / "second.html").read_bytes()

@@ -1,0 +1,106 @@
+"""MLflow: one run per model and per head of the count baseline, holding the table's values; a re-run updates it."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import polars as pl
+import pytest
+from planted import HEADS, NAN, score
+
+from ehrctx.report.tracking import initialise, log_scores, run_of
+
+MODELS = ("gpt-tiny-64", "mamba-tiny-512")
+RUNS = sorted([*MODELS, *[f"counts ({head})" for head in HEADS]])
+
+
+def scores(shift=0.0):
+    names = [*MODELS, *[f"counts/{head}" for head in HEADS]]
+    rows = [
+        score(task, name, 0.5 + 0.1 * t + 0.01 * m + 0.001 * s + shift, score=of)
+        for t, task in enumerate(("macro", "stay"))
+        for m, name in enumerate(names)
+        for s, of in enumerate(("auroc", "auprc", "brier"))
+    ]
+    return pl.DataFrame(rows)
+
+
+def runs_of(store, experiment):
+    """name -> (run id, status, its latest metrics) of the runs that are not deleted, read from the database itself."""
+    query = (
+        "select r.name, r.run_uuid, r.status from runs r join experiments e on r.experiment_id = e.experiment_id "
+        "where e.name = ? and r.lifecycle_stage = 'active'"
+    )
+    with sqlite3.connect(store) as base:
+        rows = base.execute(query, [experiment]).fetchall()
+        assert len({name for name, *_ in rows}) == len(rows)
+        return {
+            name: (run, status, dict(base.execute("select key, value from latest_metrics where run_uuid = ?", [run])))
+            for name, run, status in rows
+        }
+
+
+def expected(table, name):
+    """The metrics of one run: `<score>/<task>`, and its limits."""
+    model, _, head = name.removesuffix(")").partition(" (")
+    own = table.filter((pl.col("model") == model) & (pl.col("head") == (head or "logistic_regression")))
+    return {
+        f"{row['score']}/{row['task']}{suffix}": row[part]
+        for row in own.iter_rows(named=True)
+        for part, suffix in (("value", ""), ("lower", "/lower"), ("upper", "/upper"))
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    file = tmp_path_factory.mktemp("tracking") / "results" / "mlflow.db"
+    initialise(file, "planted")
+    return file
+
+
+def test_every_model_and_every_head_has_one_run_with_its_scores(store):
+    table = scores()
+    log_scores(store, "planted", table)
+    found = runs_of(store, "planted")
+    assert sorted(found) == RUNS
+    for name, (_, status, metrics) in found.items():
+        assert status == "FINISHED"
+        wanted = expected(table, name)
+        assert len(wanted) == 2 * 3 * 3
+        assert metrics == pytest.approx(wanted)
+
+
+def test_logging_again_updates_the_same_runs(store):
+    log_scores(store, "planted", scores())
+    before = runs_of(store, "planted")
+    table = scores(shift=0.02)
+    log_scores(store, "planted", table)
+    after = runs_of(store, "planted")
+    assert {name: run for name, (run, *_) in after.items()} == {name: run for name, (run, *_) in before.items()}
+    for name, (_, _, metrics) in after.items():
+        assert metrics == pytest.approx(expected(table, name))
+
+
+def test_scores_join_the_run_of_the_training(store):
+    initialise(store, "training")
+    trained = run_of(store, "training", MODELS[0], "settings")
+    log_scores(store, "training", scores())
+    found = runs_of(store, "training")
+    assert sorted(found) == RUNS
+    assert found[MODELS[0]][0] == trained
+
+
+def test_experiments_do_not_mix(store):
+    log_scores(store, "planted", scores())
+    log_scores(store, "another", scores(shift=0.03))
+    assert sorted(runs_of(store, "another")) == RUNS
+    assert {run for run, *_ in runs_of(store, "another").values()}.isdisjoint(
+        run for run, *_ in runs_of(store, "planted").values()
+    )
+
+
+def test_an_undefined_limit_is_left_out(store):
+    table = scores().with_columns(lower=pl.lit(NAN), upper=pl.lit(NAN))
+    log_scores(store, "undefined", table)
+    for _, _, metrics in runs_of(store, "undefined").values():
+        assert sorted(metrics) == sorted(f"{s}/{t}" for s in ("auroc", "auprc", "brier") for t in ("macro", "stay"))
