@@ -133,7 +133,7 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
     """TABLE: the Brier score of each task, model, head and quartile of each of STRATIFIED, and of Q4 minus Q1.
 
     Only held-out predictions with k "all" and replicate 0 count. The task "macro" is the unweighted mean over the tasks
-    that every model predicted, if there are several: n and n_positive are sums over them, n_subjects are distinct. A
+    that every model predicted: n and n_positive are sums over them, n_subjects are distinct. A
     task with fewer than 4 held-out labels has no quartiles and no rows.
     """
     held_out = pl.concat(list(predictions)).filter(
@@ -159,7 +159,7 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
             rows += _rows(str(task), [found], name, points, replicates, statistics.level)
             if of_all:
                 totals[name] = (totals[name][0] + points, totals[name][1] + replicates)
-    if len(shared) > 1:
+    if shared:
         for name, (points, replicates) in totals.items():
             rows += _rows(MACRO, shared, name, points / len(shared), replicates / len(shared), statistics.level)
     return pl.DataFrame(rows, schema=TABLE)

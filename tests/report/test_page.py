@@ -294,7 +294,7 @@ def test_without_means_and_perplexities_the_page_says_so(make, tables):
         "perplexity": tables["perplexity"].clear(),
     }
     _, parsed = make(tables | one)
-    assert "Fewer than two tasks are estimable for every model: no means by quarter." in parsed.text
+    assert "No task is estimable for every model, so there is no mean by quarter." in parsed.text
     assert "No bin of positions holds enough tokens" in parsed.text
     assert len([tag for tag in parsed.tags if tag == "img"]) == 2
 

@@ -322,8 +322,8 @@ def test_the_difference_sentence_counts_the_tasks_of_the_longest_contexts():
     rows += [row for model in intervals for row in quarters("task_0", model, RISES, WORSE, "gap_sd")]
     said = difference_sentence(pl.DataFrame(rows), models, "rr_1")
     assert said == (
-        "On the quarter that is most repetitive, against the one that is least repetitive: gpt-tiny-512 is surely "
-        "worse in 2 and surely better in 1 of 4 tasks; "
+        "On the quarter that is most repetitive, against the one that is least repetitive (tasks with at least 20 "
+        "positive labels in these quarters): gpt-tiny-512 is surely worse in 2 and surely better in 1 of 4 tasks; "
         "mamba-tiny-512 is surely worse in 0 and surely better in 1 of 4 tasks"
     )
     assert difference_sentence(pl.DataFrame(rows), models, "n_tokens") is None
