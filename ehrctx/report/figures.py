@@ -305,16 +305,21 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
     return figure
 
 
-def _log_perplexity(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(base=4, numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens_name(round(x))))
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.3g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("position in the timeline (tokens)")
+def _log_perplexity(panels: list[Axes]) -> None:
+    """Logarithmic axes, once everything is drawn: fewer ticks where perplexity spans more than three decades."""
+    low, high = panels[0].get_ylim()
+    subs = (1, 2, 5) if high < 1e3 * max(low, 1e-3) else (1,)
+    for axes in panels:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(LogLocator(base=4, numticks=8))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens_name(round(x))))
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:.2g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("position in the timeline (tokens)")
+        _legend_below(axes)
 
 
 def _middle(own: pl.DataFrame) -> np.ndarray:
@@ -333,8 +338,7 @@ def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fi
             band = {"color": style["color"], "alpha": 0.22 if longest else 0.10, "linewidth": 0}
             axes.fill_between(_middle(own), own["lower"], own["upper"], **band)
             axes.axvline(context, color=style["color"], linewidth=0.7, alpha=0.5, linestyle=style["linestyle"])
-        _log_perplexity(axes)
-        _legend_below(axes)
+    _log_perplexity(list(panels.values()))
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("median perplexity per token")
     if rows.height:
@@ -368,8 +372,7 @@ def perplexity_of_repeats(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fig
                     label=label,
                 )
                 axes.fill_between(_middle(own), own["lower"], own["upper"], color=colour, alpha=0.15, linewidth=0)
-        _log_perplexity(axes)
-        _legend_below(axes)
+    _log_perplexity(list(panels.values()))
     for axes in list(panels.values())[:1]:
         axes.set_ylabel("median perplexity per token")
     _heading(figure, "Tokens new to their timeline, and repeats of earlier ones")

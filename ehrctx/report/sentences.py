@@ -170,6 +170,10 @@ def loss_sentence(curves: pl.DataFrame) -> str:
     )
 
 
+def _perplexity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _positions(row: dict[str, Any]) -> str:
     first, last = f"{row['position_from']:,}", f"{row['position_to']:,}"
     return first if first == last else f"{first} to {last}"
@@ -187,8 +191,8 @@ def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str |
         first, last = (later if later.height > 1 else own).row(0, named=True), own.row(-1, named=True)
         overlap = last["lower"] <= first["upper"] and last["upper"] >= first["lower"]
         parts.append(
-            f"{model} from {first['median']:.3g} at tokens {_positions(first)} to {last['median']:.3g} at "
-            f"tokens {_positions(last)}{' (intervals overlap)' if overlap else ''}"
+            f"{model} from {_perplexity(first['median'])} at tokens {_positions(first)} to "
+            f"{_perplexity(last['median'])} at tokens {_positions(last)}{' (intervals overlap)' if overlap else ''}"
         )
     return f"Median perplexity goes: {'; '.join(parts)}" if parts else None
 
@@ -204,6 +208,6 @@ def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | No
         )
         if both.height:
             row = both.sort("position_from").row(-1, named=True)
-            compared = f"{row['median']:.3g} against {row['median_repeat']:.3g}"
+            compared = f"{_perplexity(row['median'])} against {_perplexity(row['median_repeat'])}"
             parts.append(f"{model} {compared} (tokens {_positions(row)})")
     return f"Median perplexity of new against repeated tokens: {'; '.join(parts)}" if parts else None
