@@ -6,8 +6,6 @@ task, so that differences are paired. A weight of w counts a label w times, as r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ehrctx.study import Statistics
@@ -16,17 +14,10 @@ SCORES = ("auroc", "auprc", "brier")
 _CELLS = 8_000_000  # replicates x labels held at once: 64 MB of float64
 
 
-@dataclass(frozen=True)
-class Ties:
-    """Labels sorted by prediction, descending, and where each run of equal predictions begins."""
-
-    order: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, p: np.ndarray) -> Ties:
-        order = np.argsort(-p, kind="stable")
-        return cls(order, np.flatnonzero(np.diff(p[order], prepend=np.inf)))
+try:
+    from ehrctx.probe.statistics_numba import scores_of_replicates
+except ImportError:
+    scores_of_replicates = None  # type: ignore[assignment]
 
 
 def scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -35,14 +26,22 @@ def scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     y bool[n], p float64[n], weights [replicates, n] >= 0. Equal to scikit-learn's roc_auc_score,
     average_precision_score and brier_score_loss with sample_weight; NaN where a replicate holds one class only.
     """
-    ties = Ties.of(p)
-    y, p = y[ties.order].astype(np.float64), p[ties.order]
+    order = np.argsort(-p, kind="stable")
+    y, p = y[order].astype(np.float64), p[order]
+    if scores_of_replicates is not None:
+        return scores_of_replicates(y, p, order, np.ascontiguousarray(weights))
+    return _scores_in_numpy(y, p, order, weights)
+
+
+def _scores_in_numpy(y: np.ndarray, p: np.ndarray, order: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The same as `statistics_numba.scores_of_replicates`, some replicates at a time."""
+    starts = np.flatnonzero(np.diff(p, prepend=np.inf))  # where each run of equal predictions begins
     out = np.empty((len(weights), len(SCORES)))
     for first in range(0, len(weights), max(1, _CELLS // max(1, len(y)))):
         rows = slice(first, first + max(1, _CELLS // max(1, len(y))))
-        w = weights[rows][:, ties.order].astype(np.float64)
-        positive = np.add.reduceat(w * y, ties.starts, axis=1)
-        total = np.add.reduceat(w, ties.starts, axis=1)
+        w = weights[rows][:, order].astype(np.float64)
+        positive = np.add.reduceat(w * y, starts, axis=1)
+        total = np.add.reduceat(w, starts, axis=1)
         negative = total - positive
         true_positives, seen = positive.cumsum(1), total.cumsum(1)
         n_positive, n_negative = true_positives[:, -1:], negative.sum(1, keepdims=True)

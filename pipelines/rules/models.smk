@@ -21,6 +21,7 @@ rule pretrain:
         settings=STUDY.section("pretraining"),
         store=TRACKING,
         experiment=STUDY.name,
+    priority: 1  # the longest jobs first: the short ones fill the gaps at the end
     threads: STUDY.pretraining.threads
     shell:
         "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
