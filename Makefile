@@ -16,7 +16,8 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/demo.yaml
 	@echo
-	@echo "Report:    results/demo/report/index.html   (notebook: results/demo/report/overview.html)"
+	@echo "Report:    results/demo/report/index.html"
+	@echo "Notebooks: overview, copy_forwarding, irregular_intervals, disease_progression (.html), beside it"
 	@echo "Dashboard: make dashboard, then open http://127.0.0.1:5000"
 
 smoke: $(READY)

@@ -70,8 +70,33 @@ def against_baseline(scores: pl.DataFrame, differences: pl.DataFrame, task: str,
     return own.row(0, named=True) if own.height else None
 
 
+def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None:
+    """Of how many other models the `best` one is surely ahead, by paired AUROC differences; None if it is alone.
+
+    The best is chosen on the labels that it is compared on, which favours it a little.
+    """
+    others = differences.filter(
+        (pl.col("task") == task)
+        & (pl.col("score") == "auroc")
+        & (pl.col("model") == best)
+        & (pl.col("reference") != BASELINE)
+    )
+    n = others.height
+    if n == 0:
+        return None
+    equals = sorted(row["reference"] for row in others.iter_rows(named=True) if not row["lower"] > 0)
+    if n == 1:
+        return "not surely ahead of the other model" if equals else "surely ahead of the other model"
+    if not equals:
+        return "surely ahead of both other models" if n == 2 else f"surely ahead of all {n} other models"
+    if len(equals) == n:
+        return f"surely ahead of none of the {n} other models"
+    named = f", not of {_listed(equals)}" if len(equals) <= 3 else ""
+    return f"surely ahead of {n - len(equals)} of the {n} other models{named}"
+
+
 def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) -> str | None:
-    """The model with the highest AUROC on `task`, and how it compares with the strongest head on counts."""
+    """The model with the highest AUROC on `task`; how it compares with the others and the strongest head on counts."""
     own = scores.filter((pl.col("task") == task) & (pl.col("score") == "auroc") & (pl.col("model") != BASELINE))
     if own.is_empty():
         return None
@@ -81,6 +106,8 @@ def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) ->
         text += f" ({best['lower']:.3f} to {best['upper']:.3f})"
     if few_positives(best["n_positive"]):
         return f"{text}, on {best['n_positive']} positive labels: too few to judge"
+    lead = lead_sentence(differences, task, best["model"])
+    text += f", {lead}" if lead else ""
     against = against_baseline(scores, differences, task, best["model"])
     if against is None:
         return text

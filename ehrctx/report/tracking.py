@@ -100,4 +100,5 @@ def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
         ]
         for first in range(0, len(metrics), _BATCH):
             client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
-        client.set_terminated(run_id)
+        if client.get_run(run_id).info.status != "FINISHED":  # a training's run ends with the training
+            client.set_terminated(run_id)

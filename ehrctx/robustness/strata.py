@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.probe.score import EVALUATED
+from ehrctx.probe.score import EVALUATED, MACRO
 from ehrctx.probe.statistics import interval, subject_draws
 from ehrctx.study import Statistics
 
@@ -22,7 +22,6 @@ STRATIFIED = ("rr_1", "rr", "gap_sd", "gap_sd_with_birth", "gap_mean", "gap_iqr"
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 DIFFERENCE = "Q4-Q1"
 STRATA = (*QUARTILES, DIFFERENCE)
-MACRO = "macro"
 SCORE = "brier"
 TABLE: dict[str, Any] = {
     **dict.fromkeys(("task", "model", "head", "property", "stratum", "score"), pl.String),

@@ -14,6 +14,7 @@ from ehrctx.report.sentences import (
     difference_sentence,
     excludes_zero,
     few_positives,
+    lead_sentence,
     loss_sentence,
     perplexity_sentence,
     quartile_sentence,
@@ -233,6 +234,67 @@ def test_without_the_baselines_nothing_is_compared():
 def test_a_task_without_scores_has_no_best_model():
     assert best_sentence(scored(), against(**EVERY_HEAD), "another task") is None
     assert best_sentence(scored(), against(**EVERY_HEAD), "u") is None  # the baseline alone
+
+
+# --- which architecture: the best model against the others ---
+
+
+def led_by(**intervals: tuple[float, float]) -> pl.DataFrame:
+    """Paired differences of gpt-tiny-512 to the longest model of other architectures, and back."""
+    rows = []
+    for arch, (lower, upper) in intervals.items():
+        other = f"{arch}-tiny-512"
+        rows += [
+            difference("t", "gpt-tiny-512", other, lower, upper),
+            difference("t", other, "gpt-tiny-512", -upper, -lower),
+            difference("t", "gpt-tiny-512", other, -0.2, -0.1, score="brier"),
+            difference("u", "gpt-tiny-512", other, -0.2, -0.1),
+        ]
+    return pl.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ({"mamba": HELPS}, "surely ahead of the other model"),
+        ({"mamba": OPEN}, "not surely ahead of the other model"),
+        ({"mamba": HELPS, "llama": HELPS}, "surely ahead of both other models"),
+        ({"mamba": HELPS, "llama": HELPS, "hyena": HELPS}, "surely ahead of all 3 other models"),
+        ({"mamba": OPEN, "llama": OPEN, "hyena": (0.0, 0.1)}, "surely ahead of none of the 3 other models"),
+        ({"mamba": OPEN, "llama": HELPS}, "surely ahead of 1 of the 2 other models, not of mamba-tiny-512"),
+        (
+            {"mamba": OPEN, "llama": HELPS, "hyena": (NAN, NAN)},
+            "surely ahead of 1 of the 3 other models, not of hyena-tiny-512 and mamba-tiny-512",
+        ),
+    ],
+)
+def test_the_best_model_is_ahead_of_those_whose_interval_says_so(intervals, expected):
+    rows = led_by(**intervals).sample(fraction=1, shuffle=True, seed=1)
+    assert lead_sentence(rows, "t", "gpt-tiny-512") == expected
+
+
+def test_more_than_three_equals_are_counted_and_not_listed():
+    rows = pl.DataFrame([difference("t", "a", name, *(HELPS if name == "b" else OPEN)) for name in "bcdef"])
+    assert lead_sentence(rows, "t", "a") == "surely ahead of 1 of the 5 other models"
+
+
+def test_heads_on_counts_are_no_other_models():
+    assert lead_sentence(against(**EVERY_HEAD), "t", "gpt-tiny-512") is None
+    both = pl.concat([against(**EVERY_HEAD), led_by(mamba=HELPS)])
+    assert lead_sentence(both, "t", "gpt-tiny-512") == "surely ahead of the other model"
+
+
+def test_the_lead_stands_beside_the_best_model():
+    rows = pl.concat([against(**EVERY_HEAD), led_by(mamba=HELPS)])
+    said = best_sentence(scored(), rows, "t")
+    assert said.startswith(
+        "best model gpt-tiny-512 at 0.800 (0.750 to 0.850), surely ahead of the other model; against"
+    )
+
+
+def test_no_lead_is_claimed_on_few_positives():
+    rows = pl.concat([against(**EVERY_HEAD), led_by(mamba=HELPS)])
+    assert "ahead" not in best_sentence(scored("19"), rows, "t")
 
 
 # --- quartiles ---

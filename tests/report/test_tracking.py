@@ -6,6 +6,7 @@ import sqlite3
 
 import polars as pl
 import pytest
+from mlflow import MlflowClient
 from planted import HEADS, NAN, score
 
 from ehrctx.report.tracking import initialise, log_scores, run_of
@@ -88,6 +89,18 @@ def test_scores_join_the_run_of_the_training(store):
     found = runs_of(store, "training")
     assert sorted(found) == RUNS
     assert found[MODELS[0]][0] == trained
+
+
+def test_scoring_does_not_lengthen_the_training(store):
+    """The dashboard shows from start to end of a run how long a training took, not when it was scored."""
+    initialise(store, "lengths")
+    client = MlflowClient(tracking_uri=f"sqlite:///{store}")
+    trained, killed = (run_of(store, "lengths", model, "settings") for model in MODELS)
+    client.set_terminated(trained, end_time=client.get_run(trained).info.start_time + 7_000)
+    log_scores(store, "lengths", scores())
+    ended = client.get_run(trained).info
+    assert ended.end_time - ended.start_time == 7_000
+    assert client.get_run(killed).info.status == "FINISHED"
 
 
 def test_experiments_do_not_mix(store):
