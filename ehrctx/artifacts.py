@@ -8,6 +8,7 @@ leaves only a `.<name>.partial-*` folder, which the next run of the same job rem
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -37,7 +38,8 @@ def fingerprint(path: Path) -> str:
         if (path / MANIFEST).exists():
             return fingerprint(path / MANIFEST)
         digest = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        found = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
+        for file in sorted(p for p in found if not p.name.startswith(".")):
             digest.update(f"{file.relative_to(path).as_posix()}\0{fingerprint(file)}\0".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
@@ -71,11 +73,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}. Give another place.") from None
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it into place on success, removes it on failure."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -95,9 +104,11 @@ def new_artifact(
     """
     path = Path(path)
     provenance = {name: fingerprint(source) for name, source in inputs.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
-        if not _is_running(int(leftover.name.rpartition("-")[2])):
+    _make_folder(path.parent)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*partial-*"):
+        process = int(leftover.name.rpartition("-")[2])
+        # in a container, a command that was killed and starts again often has the same number
+        if process == os.getpid() or not _is_running(process):
             _remove(leftover)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.mkdir()
@@ -133,7 +144,10 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a finished {kind} folder: it has no {MANIFEST}. Make it again with its command."
         )
-    manifest: dict[str, Any] = json.loads(file.read_text())
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text())
+    except ValueError:
+        raise InputError(f"{file} is damaged: it is not JSON. Delete the folder and make it again.") from None
     if manifest.get("kind") != kind:
         raise InputError(f"{path} holds {manifest.get('kind')!r} where {kind!r} is expected. Check the order of paths.")
     if manifest.get("schema") != SCHEMA_VERSION:

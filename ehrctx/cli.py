@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,8 +31,24 @@ Settings = Annotated[
 Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no tracking if left out")]
 
 
+# What counts people or their labels in the facts of a verb: printed, and so logged, without small numbers.
+COUNTED = {
+    "labels", "positive", "left_out", "without_features", "without_timeline", "zero_or_undefined", "subjects", "rows",
+    "subjects_without_token", "events_by_outcome", "events_before_origin", "train", "tuning", "held_out",
+}  # fmt: skip
+
+
+def _shown(facts: Any, least: int, counted: bool = False) -> Any:
+    if isinstance(facts, dict):
+        return {name: _shown(value, least, counted or name in COUNTED) for name, value in facts.items()}
+    return f"<{least}" if counted and isinstance(facts, int) and 0 < facts < least else facts
+
+
 def _print(facts: dict) -> None:
-    typer.echo(json.dumps(facts, indent=1, default=str))
+    """Prints what a verb counted; its manifest holds the exact numbers."""
+    from ehrctx.study import Privacy
+
+    typer.echo(json.dumps(_shown(facts, Privacy().minimum_count), indent=1, default=str))
 
 
 @app.callback(invoke_without_command=True)
@@ -137,6 +153,10 @@ def pretrain(
         Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")
     ] = None,
     settings: Settings = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the settings'", min=1)] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(help="what a kill can cost at most, instead of the settings'", min=0)
+    ] = None,
     tracking: Store = None,
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
 ) -> None:
@@ -145,7 +165,8 @@ def pretrain(
     from ehrctx.study import Pretraining
     from ehrctx.study import settings as parse
 
-    chosen = parse(Pretraining, settings)
+    running = {"threads": threads, "checkpoint_seconds": checkpoint_seconds}
+    chosen = parse(Pretraining, settings).model_copy(update={k: v for k, v in running.items() if v is not None})
     loggers = []
     if tracking is not None:
         from ehrctx.report.tracking import training_logger
@@ -174,7 +195,6 @@ def embed(
 @app.command()
 def probe(
     labels: LabelsFolder,
-    splits: SplitsFile,
     out: Out,
     embeddings: Annotated[Path | None, typer.Option(help="folder that `ehrctx embed` wrote")] = None,
     timelines: Annotated[Path | None, typer.Option(help="for the count baseline: folder of `ehrctx tokenize`")] = None,
@@ -189,9 +209,9 @@ def probe(
     if (embeddings is None) == (timelines is None):
         raise InputError("give either --embeddings (a model) or --timelines (the count baseline).")
     if timelines is not None:
-        _print(probe_counts(timelines, labels, splits, chosen, out))
+        _print(probe_counts(timelines, labels, chosen, out))
     elif embeddings is not None:
-        _print(probe_embeddings(embeddings, labels, splits, chosen, out))
+        _print(probe_embeddings(embeddings, labels, chosen, out))
 
 
 @app.command()

@@ -1,11 +1,18 @@
 """The one exception that means "the user can mend this": printed as a sentence, exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
 class InputError(Exception):
     """What is wrong, where (file, column, row), and how to mend it. Never names a subject or a subject's value."""
+
+
+def refuse_repeated(names: Sequence[str], what: str) -> None:
+    """Raises InputError if a name is there twice: what it stands for would be counted twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{what} of {name!r} are given twice. Give them once.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,6 +22,7 @@ ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")
 SIZES = ("tiny", "small", "paper")
 MODEL_ID = re.compile(r"(?P<arch>[a-z0-9]+)-(?P<size>[a-z]+)-(?P<context>[0-9]+)(?:-s(?P<seed>[0-9]+))?")
 MINIMUM_CONTEXT = 8
+LARGEST_SEED = 2**31 - 1  # what every library here takes
 
 
 class Config(BaseModel):
@@ -47,6 +48,8 @@ class ModelId(Config):
         for part, known in (("arch", ARCHITECTURES), ("size", SIZES)):
             if parts[part] not in known:
                 raise ValueError(f"{text!r}: no {part} {parts[part]!r}; {nearest(parts[part], known)}")
+        if int(parts["seed"] or 0) > LARGEST_SEED:
+            raise ValueError(f"{text!r}: a seed of at most {LARGEST_SEED:,} is needed")
         if int(parts["context"]) < MINIMUM_CONTEXT:
             raise ValueError(f"{text!r}: a context length of at least {MINIMUM_CONTEXT} tokens is needed")
         return cls(arch=parts["arch"], size=parts["size"], context=int(parts["context"]), seed=int(parts["seed"] or 0))
@@ -61,14 +64,14 @@ class Simulation(Config):
     """The embedded cohort (`ehrctx simulate`)."""
 
     subjects: int = Field(2000, ge=10, description="how many subjects")
-    seed: int = Field(0, ge=0, description="the same seed gives the same cohort, byte for byte")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="the same seed gives the same cohort, byte for byte")
 
 
 class HashSplits(Config):
     """Splits drawn from a hash of the subject, which replace the data set's own."""
 
     hash: tuple[float, float, float] = Field(description="shares of train, tuning and held_out; they add up to 1")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -86,11 +89,14 @@ class Labels(Config):
     max_times_per_subject: int | None = Field(
         None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
 
 class Pretraining(Config):
     """Next-token pretraining. All amounts are in tokens that are not padding, so context lengths compare."""
+
+    # How a training is run, not what it learns: changing one trains nothing again.
+    RUNNING: ClassVar[tuple[str, ...]] = ("checkpoint_seconds", "threads")
 
     tokens: int = Field(2_000_000_000, ge=1, description="the whole budget")
     tokens_per_step: int = Field(65_536, ge=1, description="tokens of one optimizer step")
@@ -113,7 +119,7 @@ class Pretraining(Config):
     )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, description="CPU threads of one training or embedding job")
-    seed: int = Field(0, ge=0, description="added to the model's own seed (-s1, -s2 …)")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="added to the model's own seed (-s1, -s2 …)")
 
     def check_context(self, model: ModelId) -> None:
         """Raises ValueError if one window is more than a step: steps, and with them the budget, would grow with it."""
@@ -136,7 +142,7 @@ class Boosting(Config):
 
     depth: tuple[int, ...] = Field((3, 6, -1), min_length=1, description="-1: no limit")
     learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.02, 0.1, 0.5), min_length=1)
-    leaves: tuple[Annotated[int, Field(ge=2)], ...] = Field((10, 25, 100), min_length=1)
+    leaves: tuple[Annotated[int, Field(ge=2, le=131_072)], ...] = Field((10, 25, 100), min_length=1)
     rounds: int = Field(100, ge=1)
 
 
@@ -162,7 +168,7 @@ class Probe(Config):
 
     forest: Forest = Forest()
     boosting: Boosting = Boosting()
-    seed: int = Field(0, ge=0, description="of the forest and of LightGBM")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the forest and of LightGBM")
 
 
 class Statistics(Config):
@@ -170,18 +176,21 @@ class Statistics(Config):
 
     replicates: int = Field(1000, ge=20)
     level: float = Field(0.95, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
 
 class Perplexity(Config):
     """Perplexity by token position, on held-out subjects."""
+
+    # How the table is cut from the tokens' losses: changing one scores no token again.
+    TABLE: ClassVar[tuple[str, ...]] = ("bins_per_octave", "minimum_tokens", "minimum_subjects")
 
     window: int | None = Field(None, ge=8, description="tokens of a window; the model's context length if left out")
     stride: int | None = Field(
         None, ge=1, description="tokens scored per window after the first; half a window if left out (published: 32)"
     )
     subjects: int = Field(20_000, ge=1, description="at most so many subjects, drawn once")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     bins_per_octave: int = Field(2, ge=1, description="log-spaced bins of position")
     minimum_tokens: int = Field(30, ge=1, description="a bin with fewer tokens is left out")
     minimum_subjects: int = Field(10, ge=1, description="a bin of fewer subjects is left out")
@@ -223,10 +232,15 @@ class Study(Config):
             self.pretraining.check_context(ModelId.parse(model))
         return self
 
-    def section(self, key: str) -> str:
-        """One section as JSON text: what a stage is handed, and what Snakemake watches for changes."""
+    def section(self, key: str, without: Collection[str] = ()) -> str:
+        """One section as JSON text: what a stage is handed, and what Snakemake watches for changes.
+
+        `without` leaves out keys on which the stage's result does not depend.
+        """
         value = getattr(self, key)
-        return json.dumps(value.model_dump(mode="json") if isinstance(value, Config) else value, sort_keys=True)
+        if isinstance(value, Config):
+            value = {name: v for name, v in value.model_dump(mode="json").items() if name not in without}
+        return json.dumps(value, sort_keys=True)
 
 
 C = TypeVar("C", bound=Config)

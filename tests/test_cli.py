@@ -271,7 +271,7 @@ def test_perplexity_by_position_from_the_command_line(run, cohort, untrained, tm
     properties, counts = tmp_path / "properties", tmp_path / "counts"
     assert run("properties", *shared, "--labels", cohort.labels, "--out", properties)[0] == 0
     probe = "{regularization: [1.0e-2], max_iterations: 50, baselines: [logistic_regression]}"
-    words = ["--labels", cohort.labels, "--splits", cohort.splits, "--settings", probe]
+    words = ["--labels", cohort.labels, "--settings", probe]
     assert run("probe", *shared, *words, "--out", counts)[0] == 0
     asked = ["--predictions", counts, "--properties", properties, "--losses", losses, "--out", out]
     options = ["--statistics", "{replicates: 20}", "--perplexity", "{minimum_tokens: 5, minimum_subjects: 5}"]

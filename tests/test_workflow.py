@@ -204,6 +204,8 @@ ALWAYS = {"report", "notebook", "all"}
         ("statistics={replicates: 200}", {"score", "robustness"}),
         ("probe={max_iterations: 500}", {"probe", "probe_counts", "score", "robustness"}),
         ("perplexity={stride: 8}", {"perplexity", "robustness"}),
+        ("perplexity={minimum_tokens: 5}", {"robustness"}),
+        ("pretraining={checkpoint_seconds: 7, threads: 2}", set()),
         ("privacy={minimum_count: 5}", {"score", "robustness"}),
     ],
 )

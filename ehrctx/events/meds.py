@@ -68,6 +68,9 @@ def open_dataset(root: Path) -> Dataset:
     return Dataset(root, shards)
 
 
+WIDE_SUBJECT = ("subject_id does not fit into 64 bits with a sign.", "Number the subjects anew.")
+
+
 def _is_string(dtype: pl.DataType) -> bool:
     return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
 
@@ -105,6 +108,7 @@ def violations_of(events: pl.DataFrame, file: str) -> list[Violation]:
     same = subject == subject.shift(1)
     checked = events.select(
         no_subject=subject.is_null(),
+        wide_subject=subject.is_not_null() & subject.cast(pl.Int64, strict=False).is_null(),
         no_code=pl.col("code").is_null() | (pl.col("code").cast(pl.String) == ""),
         scattered=(starts & (pl.struct("subject_id", run=starts.fill_null(True).cum_sum()).is_first_distinct()))
         & ~subject.is_first_distinct(),
@@ -113,6 +117,7 @@ def violations_of(events: pl.DataFrame, file: str) -> list[Violation]:
     )
     rules = {
         "no_subject": ("subject_id is empty.", "Drop the row or give it its subject."),
+        "wide_subject": WIDE_SUBJECT,
         "no_code": ("code is empty.", "Drop the row or give it a code."),
         "scattered": ("a subject's rows are not together.", "Sort the file by subject_id, then time."),
         "back_in_time": ("time goes back within a subject (unsorted).", "Sort the file by subject_id, then time."),
@@ -128,7 +133,7 @@ def violations_of(events: pl.DataFrame, file: str) -> list[Violation]:
 def read_parquet(file: Path, name: str) -> pl.DataFrame:
     """A parquet file; `name` is what errors call it."""
     try:
-        return pl.read_parquet(file)
+        return pl.read_parquet(file, glob=False)
     except (pl.exceptions.ComputeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{name} is not a readable parquet file ({reason}). Write it again.") from None
@@ -229,6 +234,9 @@ def check_splits(splits: pl.DataFrame, file: str) -> list[Violation]:
     unknown = ~splits["split"].cast(pl.String).is_in(SPLITS).fill_null(False)
     if unknown.any():
         found.append(_violation(file, unknown, "split is not train, tuning or held_out.", "Use these names."))
+    wide = splits["subject_id"].is_not_null() & splits["subject_id"].cast(pl.Int64, strict=False).is_null()
+    if wide.any():
+        found.append(_violation(file, wide, *WIDE_SUBJECT))
     twice = ~splits["subject_id"].is_first_distinct()
     if twice.any():
         found.append(_violation(file, twice, "a subject is listed twice.", "List each subject once."))

@@ -78,11 +78,11 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
 
 
 def read_splits(path: Path) -> pl.DataFrame:
-    """A table of splits that `subject_splits` made or a user wrote."""
+    """(subject_id, split) of a table that `subject_splits` made or a user wrote."""
     if not Path(path).is_file():
         raise InputError(f"no such file: {path}.")
     table = read_parquet(path, str(path))
     problems = check_splits(table, str(path))
     if problems:
         raise InputError(str(problems[0]))
-    return table
+    return table.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String))

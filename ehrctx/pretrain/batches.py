@@ -22,11 +22,10 @@ _SUBJECTS, _STARTS, _ORDER = range(3)
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its padded batches (tokens int64[n, length], lengths int64[n]) and the stream's position."""
+    """One optimizer step and its padded batches (tokens int64[n, length], lengths int64[n])."""
 
     index: int
     batches: list[tuple[np.ndarray, np.ndarray]]
-    draws: int  # windows drawn from the stream before this step's last pool ends
 
     @property
     def tokens(self) -> int:
@@ -81,15 +80,15 @@ class TrainingBatches:
         order = np.random.default_rng([self.seed, _ORDER, index]).permutation(len(batches))
         return [(subjects[b], starts[b], lengths[b]) for b in (batches[i] for i in order)]
 
-    def _plan(self) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]], int]]:
-        """Every step as (index, [(subjects, starts)], draws), without cutting windows."""
+    def _plan(self) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
+        """Every step as (index, [(subjects, starts)]), without cutting windows."""
         step, taken, pool = 0, 0, 0
         current: list[tuple[np.ndarray, np.ndarray]] = []
         while True:
             for subjects, starts, lengths in self.pool(pool):
                 n = int(lengths.sum())
                 if current and taken + n / 2 > (step + 1) * self.settings.tokens_per_step:
-                    yield step, current, (pool + 1) * self.pool_windows
+                    yield step, current
                     step, current = step + 1, []
                     if step == self.n_steps:
                         return
@@ -99,17 +98,22 @@ class TrainingBatches:
 
     def steps(self, first: int = 0) -> Iterator[Step]:
         """Steps `first`, `first` + 1, … to the end of the budget. Steps before `first` cost only their plan."""
-        for index, batches, draws in self._plan():
+        for index, batches in self._plan():
             if index >= first:
                 cut = [
                     pad([self.windows.training(int(s), int(at)) for s, at in zip(subjects, starts, strict=True)])
                     for subjects, starts in batches
                 ]
-                yield Step(index, cut, draws)
+                yield Step(index, cut)
 
-    def passes(self, draws: int) -> tuple[int, float]:
-        """How many distinct subjects, and how many passes over them, `draws` windows are."""
-        return min(draws, len(self.subjects)), draws / len(self.subjects)
+    def coverage(self) -> tuple[int, float]:
+        """How many distinct subjects all steps see, and how many windows there are for each train subject."""
+        seen, windows = np.zeros(len(self.windows.timelines), dtype=bool), 0
+        for _, batches in self._plan():
+            for subjects, _ in batches:
+                seen[subjects] = True
+                windows += len(subjects)
+        return int(seen.sum()), windows / len(self.subjects)
 
 
 def validation_batches(windows: Windows, subjects: np.ndarray, budget: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

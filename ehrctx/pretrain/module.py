@@ -38,7 +38,7 @@ class PretrainingModule(LightningModule):
     """Next-token pretraining of a TimelineModel.
 
     `progress` is all that a checkpoint needs beside weights and optimizer: steps, tokens, padded_tokens and seconds so
-    far, windows drawn, and the validation losses, each as [tokens, loss].
+    far, and the validation losses, each as [tokens, loss].
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PretrainingModule(LightningModule):
         self.automatic_optimization = False
         self.model, self.batches, self.tuning_subjects, self.settings = model, batches, tuning_subjects, settings
         self.progress: dict[str, Any] = {
-            "steps": 0, "tokens": 0, "padded_tokens": 0, "draws": 0, "seconds": 0.0, "validation": []
+            "steps": 0, "tokens": 0, "padded_tokens": 0, "seconds": 0.0, "validation": []
         }  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:
@@ -80,7 +80,10 @@ class PretrainingModule(LightningModule):
         total = 0.0
         for batch in step.batches:
             loss, _ = self.model.loss(*_tensors(batch, self.device))
-            self.manual_backward(loss / step.predicted)
+            # Lightning opens autocast around the whole step. The backward has the precision of its forward without it;
+            # within it, our operators' float32 backwards (scan, filters) would be done in bfloat16.
+            with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(loss / step.predicted)
             total += loss.item()
         mean = total / step.predicted
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip))
@@ -93,7 +96,6 @@ class PretrainingModule(LightningModule):
         self.progress["steps"] = step.index + 1
         self.progress["tokens"] += step.tokens
         self.progress["padded_tokens"] += step.padded_tokens
-        self.progress["draws"] = step.draws
         seconds = time.perf_counter() - started
         self.progress["seconds"] += seconds
         self.log_dict(
@@ -114,7 +116,7 @@ class PretrainingModule(LightningModule):
         self.model.eval()
         total, n = 0.0, 0
         for batch in validation_batches(self.batches.windows, self.tuning_subjects, self.settings.batch_tokens):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            with self.trainer.precision_plugin.forward_context():
                 loss, predicted = self.model.loss(*_tensors(batch, self.device))
             total, n = total + loss.item(), n + predicted
         self.model.train()

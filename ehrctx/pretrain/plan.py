@@ -29,9 +29,15 @@ EFFICIENCY = {
     "cpu": {"gpt": 0.25, "llama": 0.25, "mamba": 0.35, "hyena": 0.25},
     "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "hyena": 0.25},
 }
-# Activations that the backward keeps, in multiples of (layers x hidden size) per token.
-ACTIVATIONS = {"gpt": 26, "llama": 32, "mamba": 30, "hyena": 28}
+# Numbers that the backward keeps, in multiples of (layers x hidden size) per token: float32, and bfloat16 under CUDA's
+# autocast, where some of them stay float32 and so count twice.
+ACTIVATIONS = {
+    "float32": {"gpt": 26, "llama": 24, "mamba": 30, "hyena": 17},
+    "bfloat16": {"gpt": 30, "llama": 30, "mamba": 44, "hyena": 30},
+}
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, two moments of AdamW
+# On CUDA, Mamba's scan is a loop in plain torch, bound by the host: per time step and layer, forward and backward.
+SCAN_STEP_SECONDS = 15e-6
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,12 @@ def memory_gib(
     """Weights, gradients, moments; activations of one batch; the chunk of logits that the loss holds."""
     layers, width = _shape(model)
     tokens = max(min(settings.batch_tokens, settings.tokens_per_step), length)
-    bytes_each = 2 if cuda and settings.precision != "32-true" else 4
-    activations = tokens * layers * width * ACTIVATIONS[arch] * bytes_each
+    kind, bytes_each = ("bfloat16", 2) if cuda and settings.precision != "32-true" else ("float32", 4)
+    activations = tokens * layers * width * ACTIVATIONS[kind][arch] * bytes_each
     loss = 3 * CHUNK * vocabulary * 4 + vocabulary * width * 4 + 2 * tokens * width * 4
     parameters = sum(p.numel() for p in model.parameters())
-    return (parameters * BYTES_PER_PARAMETER + activations + loss) / 2**30
+    cast = 2 if kind == "bfloat16" else 0  # autocast's copy of each weight
+    return (parameters * (BYTES_PER_PARAMETER + cast) + activations + loss) / 2**30
 
 
 def available_gib(device: str) -> float:
@@ -135,15 +142,18 @@ def plan_models(
         with torch.device("meta"):
             model = build_model(identity, vocabulary, seed=0)
         flop = flop_per_token(model, identity.arch, identity.context) * settings.tokens
+        windows = max(1, min(settings.batch_tokens, settings.tokens_per_step) // identity.context)
+        looping = device == "cuda" and identity.arch == "mamba"
+        scan = _shape(model)[0] * settings.tokens / windows * SCAN_STEP_SECONDS if looping else 0.0
         rows.append(
             ModelPlan(
                 model=name,
                 parameters=sum(p.numel() for p in model.parameters()),
                 tokens=settings.tokens,
                 steps=max(1, round(settings.tokens / settings.tokens_per_step)),
-                windows_per_batch=max(1, min(settings.batch_tokens, settings.tokens_per_step) // identity.context),
+                windows_per_batch=windows,
                 petaflop=flop / 1e15,
-                seconds=flop / (rate * EFFICIENCY[device][identity.arch]),
+                seconds=flop / (rate * EFFICIENCY[device][identity.arch]) + scan,
                 memory_gib=memory_gib(model, identity.arch, vocabulary, settings, identity.context, device == "cuda"),
             )
         )
@@ -210,8 +220,9 @@ def plan_text(found: dict[str, Any]) -> str:
         "",
         *table,
         "",
-        f"All trainings one after another: about {_duration(found['seconds'])}. Times are estimates, right within a "
-        "factor of three; embedding, perplexity and probes come on top.",
+        f"All trainings one after another: about {_duration(found['seconds'])}. Times are estimates, "
+        f"{'right within a factor of two' if found['device'] == 'cpu' else 'not yet measured on any GPU'}; validation, "
+        "embedding, perplexity and probes come on top.",
     ]
     if too_large:
         notes.append(

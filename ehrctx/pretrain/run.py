@@ -32,8 +32,8 @@ from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
 CHECKPOINT = "last.ckpt"
-# Settings that may differ when a run is resumed: none of them changes what is learned.
-MAY_DIFFER = frozenset({"checkpoint_seconds", "threads", "accelerator"})
+# Settings that may differ when a run is resumed. The precision, which changes what is learned, is recorded as resolved.
+MAY_DIFFER = frozenset({*Pretraining.RUNNING, "accelerator"})
 
 
 class _Validation(Callback):
@@ -152,7 +152,7 @@ def pretrain(
     identity = {
         "model": model_name,
         "timelines": fingerprint(timelines),
-        "settings": json.loads(settings.model_dump_json(exclude=set(MAY_DIFFER))),
+        "settings": json.loads(settings.model_dump_json(exclude=set(MAY_DIFFER))) | {"precision": precision},
     }
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
     with exclusive(lock, f"training {model_name} in {checkpoints}"):
@@ -190,7 +190,7 @@ def pretrain(
             if module.progress["steps"] < batches.n_steps:
                 trainer.fit(module, ckpt_path=resume, weights_only=True)
         progress = module.progress
-        subjects, passes = batches.passes(progress["draws"])
+        subjects, passes = batches.coverage()
         facts = {
             "arch": model_id.arch,
             "size": model_id.size,

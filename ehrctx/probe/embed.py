@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, load_model
 from ehrctx.pretrain.trained import KIND as MODEL
-from ehrctx.probe.embeddings import KIND
-from ehrctx.tasks.label_sets import prediction_times, read_labels
+from ehrctx.probe.embeddings import KIND, labelled_times
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows, batches_by_budget, pad
 
@@ -84,7 +82,7 @@ def embed(
     batch_tokens: int = 8_192,
     threads: int = 2,
 ) -> dict[str, Any]:
-    """Writes embeddings.npy (float32[n, hidden]) and index.parquet (subject_id, prediction_time) to the folder `out`.
+    """Writes embeddings.npy (float32[n, hidden]) and index.parquet (subject_id, prediction_time, split) to `out`.
 
     `context` defaults to the length that the model was trained with. Labels of subjects without a timeline are counted
     and left out. Raises InputError if the model was trained on other timelines.
@@ -102,17 +100,14 @@ def embed(
         )
     if torch.cuda.is_available():
         model.to("cuda")
-    keys = prediction_times(read_labels(labels_folder))
-    positions = store.positions_of(keys["subject_id"].to_numpy())
-    known = positions >= 0
-    keys, positions = keys.filter(pl.Series(known)), positions[known]
-    facts: dict[str, Any] = {"context": context, "rows": keys.height, "without_timeline": int((~known).sum())}
+    index, positions, without = labelled_times(store, labels_folder)
+    facts: dict[str, Any] = {"context": context, "rows": index.height, "without_timeline": without}
     inputs = {"model": model_folder, "timelines": timelines, "labels": labels_folder}
     settings = {"model": manifest["settings"]["model"], "context": context, "pooling": "last"}
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         windows = Windows(store, context)
-        rows, tokens = embed_rows(model, windows, positions, keys["prediction_time"].to_numpy(), batch_tokens)
+        rows, tokens = embed_rows(model, windows, positions, index["prediction_time"].to_numpy(), batch_tokens)
         facts["tokens_passed"] = tokens
         np.save(folder / "embeddings.npy", rows)
-        keys.write_parquet(folder / "index.parquet")
+        index.write_parquet(folder / "index.parquet")
     return facts

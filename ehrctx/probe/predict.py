@@ -10,13 +10,12 @@ import numpy as np
 import polars as pl
 
 from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
-from ehrctx.events.splits import read_splits
 from ehrctx.probe.counts import count_features
 from ehrctx.probe.embeddings import KIND as EMBEDDINGS
-from ehrctx.probe.embeddings import read_embeddings
+from ehrctx.probe.embeddings import labelled_times, read_embeddings
 from ehrctx.probe.heads import LINEAR, Features, fit_head
 from ehrctx.study import Probe
-from ehrctx.tasks.label_sets import prediction_times, read_labels
+from ehrctx.tasks.label_sets import read_labels
 from ehrctx.timelines.store import Timelines
 
 KIND = "predictions"
@@ -41,15 +40,15 @@ def _task_predictions(
     labels: pl.DataFrame,
     index: pl.DataFrame,
     features: Features,
-    splits: pl.DataFrame,
     heads: Sequence[str],
     probe: Probe,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Predictions for the tuning and held-out labels of one task, and how its heads were fitted."""
-    placed = (
-        labels.select("subject_id", "prediction_time", y="boolean_value")
-        .join(index.with_row_index("row"), on=["subject_id", "prediction_time"], how="inner", maintain_order="left")
-        .join(splits, on="subject_id", how="left", maintain_order="left")
+    """Predictions for the tuning and held-out labels of one task, and how its heads were fitted.
+
+    `index` is (subject_id, prediction_time, split) of the rows of `features`.
+    """
+    placed = labels.select("subject_id", "prediction_time", y="boolean_value").join(
+        index.with_row_index("row"), on=["subject_id", "prediction_time"], how="inner", maintain_order="left"
     )
     rows = {s: placed.filter(pl.col("split") == s) for s in ("train", "tuning", "held_out")}
     y = {s: frame["y"].to_numpy() for s, frame in rows.items()}
@@ -79,40 +78,36 @@ def _write(
     index: pl.DataFrame,
     features: Features,
     labels_folder: Path,
-    splits_file: Path,
     heads: Sequence[str],
     probe: Probe,
     out: Path,
     inputs: dict[str, Path],
 ) -> dict[str, Any]:
-    splits = read_splits(splits_file)
     facts: dict[str, Any] = {}
-    inputs = inputs | {"labels": labels_folder, "splits": splits_file}
+    inputs = inputs | {"labels": labels_folder}
     with new_artifact(out, KIND, {"model": model, "probe": probe.model_dump()}, inputs, facts) as folder:
         frames = []
         for task, labels in read_labels(labels_folder).items():
-            frame, facts[task] = _task_predictions(task, model, labels, index, features, splits, heads, probe)
+            frame, facts[task] = _task_predictions(task, model, labels, index, features, heads, probe)
             frames.append(frame)
         pl.concat(frames).write_parquet(folder / "predictions.parquet")
     return facts
 
 
-def probe_embeddings(embeddings: Path, labels: Path, splits: Path, probe: Probe, out: Path) -> dict[str, Any]:
+def probe_embeddings(embeddings: Path, labels: Path, probe: Probe, out: Path) -> dict[str, Any]:
     """Fits the linear probe on a model's embeddings for every task; writes predictions.parquet to the folder `out`."""
     require_same_input(embeddings, EMBEDDINGS, "labels", labels)
     model = read_manifest(embeddings, EMBEDDINGS)["settings"]["model"]
     index, rows = read_embeddings(embeddings)
-    return _write(model, index, np.asarray(rows), labels, splits, (LINEAR,), probe, out, {"embeddings": embeddings})
+    return _write(model, index, np.asarray(rows), labels, (LINEAR,), probe, out, {"embeddings": embeddings})
 
 
-def probe_counts(timelines: Path, labels: Path, splits: Path, probe: Probe, out: Path) -> dict[str, Any]:
+def probe_counts(timelines: Path, labels: Path, probe: Probe, out: Path) -> dict[str, Any]:
     """The baselines called `counts`: `probe.baselines` on counts of tokens over the whole visible history."""
     store = Timelines.open(timelines)
-    index = prediction_times(read_labels(labels))
-    positions = store.positions_of(index["subject_id"].to_numpy())
-    index, positions = index.filter(pl.Series(positions >= 0)), positions[positions >= 0]
+    index, positions, _ = labelled_times(store, labels)
     features = count_features(store, positions, index["prediction_time"].to_numpy())
-    return _write(COUNTS, index, features, labels, splits, probe.baselines, probe, out, {"timelines": timelines})
+    return _write(COUNTS, index, features, labels, probe.baselines, probe, out, {"timelines": timelines})
 
 
 def read_predictions(folder: Path) -> tuple[str, pl.DataFrame, dict[str, Any]]:

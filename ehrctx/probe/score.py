@@ -5,31 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file
-from ehrctx.errors import InputError
+from ehrctx.artifacts import fingerprint, new_file, require_same_input
+from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.events.meds import SPLITS
 from ehrctx.events.splits import read_splits
 from ehrctx.pretrain.trained import trained_model
+from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.statistics import SCORES, interval, scores, subject_draws
+from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_sum, suppress
 from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.label_sets import read_labels
 
 EVALUATED = "held_out"
 KEYS = ["task", "model", "head", "k", "replicate"]
 MACRO = "macro"
-
-
-def mask(count: pl.Expr, privacy: Privacy) -> pl.Expr:
-    """A count as text; one of few people as '<10'. Zero is shown: it is nobody."""
-    small = (count > 0) & (count < privacy.minimum_count)
-    return pl.when(small).then(pl.lit(f"<{privacy.minimum_count}")).otherwise(count.cast(pl.String))
 
 
 def _row(
@@ -43,10 +40,22 @@ def _row(
     return rows
 
 
-def _task_scores(
-    task: str, frame: pl.DataFrame, ids: np.ndarray, draws: np.ndarray
-) -> tuple[dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]], dict[str, int], np.ndarray]:
-    """(KEYS without the task) -> its scores, and those of each replicate; label counts; the subjects' ids."""
+def count_labels(y: np.ndarray, subjects: np.ndarray) -> dict[str, int]:
+    """COUNTS of labels: `y` bool[n], and whose they are, `subjects` int64[n]."""
+    numbers = len(y), int(y.sum()), len(np.unique(subjects)), len(np.unique(subjects[y]))
+    return dict(zip(COUNTS, numbers, strict=True))
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One task: (KEYS without the task) -> its scores, and those of each replicate; and its labels."""
+
+    found: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
+    y: np.ndarray  # bool[n]
+    subjects: np.ndarray  # int64[n]
+
+
+def _task_scores(task: str, frame: pl.DataFrame, ids: np.ndarray, draws: np.ndarray) -> _Scored:
     key = ["subject_id", "prediction_time", "y"]
     parts = frame.partition_by(*KEYS, maintain_order=True)
     labels = parts[0].sort(key).select(key)
@@ -59,16 +68,15 @@ def _task_scores(
             raise InputError(f"the models predicted different labels of {task!r}. Run the probes again.")
         p = ordered["p"].to_numpy()
         found[part.select(KEYS[1:]).row(0)] = scores(y, p, np.ones((1, len(y))))[0], scores(y, p, drawn)
-    distinct = np.unique(subjects)
-    return found, {"n": len(y), "n_positive": int(y.sum()), "n_subjects": len(distinct)}, distinct
+    return _Scored(found, y, subjects)
 
 
 def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Scores of each model and paired differences of each pair of models, on the held-out split, with intervals.
 
-    Scores: KEYS, score, value, lower, upper, n, n_positive, n_subjects. Differences: the same with `reference` and
-    `reference_head`; value is the model's score minus the reference's (for Brier, less is better). The task "macro" is
-    the unweighted mean over the tasks that every model predicted: its n and n_positive are sums over them. One set of
+    Scores: KEYS, score, value, lower, upper, COUNTS. Differences: the same with `reference` and `reference_head`; value
+    is the model's score minus the reference's (for Brier, less is better). The task "macro" is the unweighted mean over
+    the tasks that every model predicted: its n and n_positive are sums over them, its subjects distinct. One set of
     draws of subjects serves all tasks, so that the mean's intervals and differences are paired, too.
     """
     held_out = pl.concat(list(predictions)).filter(pl.col("split") == EVALUATED)
@@ -79,27 +87,28 @@ def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) ->
         str(task): _task_scores(str(task), frame, ids, draws)
         for (task,), frame in held_out.group_by(["task"], maintain_order=True)
     }
-    complete = [found for found in of_tasks.values() if len(found[0]) == len(everything)]
+    complete = [scored for scored in of_tasks.values() if len(scored.found) == len(everything)]
     if len(complete) > 1:
-        mean = {
-            key: tuple(np.mean([scored[key][i] for scored, _, _ in complete], axis=0) for i in range(2))
-            for key in everything
-        }
-        summed = {name: sum(counts[name] for _, counts, _ in complete) for name in ("n", "n_positive")}
-        distinct = np.unique(np.concatenate([subjects for _, _, subjects in complete]))
-        of_tasks = {MACRO: (mean, {**summed, "n_subjects": len(distinct)}, distinct), **of_tasks}  # type: ignore[dict-item]
+        points, replicates = (
+            {key: np.mean([scored.found[key][i] for scored in complete], axis=0) for key in everything}
+            for i in range(2)
+        )
+        mean = {key: (points[key], replicates[key]) for key in everything}
+        labels = (np.concatenate([getattr(scored, name) for scored in complete]) for name in ("y", "subjects"))
+        of_tasks = {MACRO: _Scored(mean, *labels), **of_tasks}
     rows: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
-    for task, (found, counts, _) in of_tasks.items():
+    for task, scored in of_tasks.items():
+        found, counts = scored.found, count_labels(scored.y, scored.subjects)
         identities = {key: {"task": task, **dict(zip(KEYS[1:], key, strict=True))} for key in found}
-        for key, (points, replicates) in found.items():
-            rows += _row(identities[key], points, replicates, counts, statistics.level)
+        for key, of_key in found.items():
+            rows += _row(identities[key], *of_key, counts, statistics.level)
         for a, b in itertools.permutations(found, 2):
             reference = {"reference": identities[b]["model"], "reference_head": identities[b]["head"]}
             difference = found[a][0] - found[b][0], found[a][1] - found[b][1]
             differences += _row(identities[a] | reference, *difference, counts, statistics.level)
     numbers: dict[str, Any] = dict.fromkeys(("value", "lower", "upper"), pl.Float64)
-    numbers |= dict.fromkeys(("n", "n_positive", "n_subjects"), pl.Int64)
+    numbers |= dict.fromkeys(COUNTS, pl.Int64)
     identity_schema = {**dict.fromkeys(KEYS, pl.String), "replicate": pl.Int64}
     referred = dict.fromkeys(("reference", "reference_head"), pl.String)
     return (
@@ -111,22 +120,14 @@ def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) ->
 def label_table(
     labels: dict[str, pl.DataFrame], splits: pl.DataFrame, estimable: dict[str, str | None]
 ) -> pl.DataFrame:
-    """(task, split, n, n_positive, n_subjects, note); the note says why a task has no scores."""
+    """(task, split, COUNTS, note); the note says why a task has no scores."""
     rows = []
     for task, frame in labels.items():
         placed = frame.join(splits, on="subject_id", how="left")
         for split in SPLITS:
             part = placed.filter(pl.col("split") == split)
-            rows.append(
-                {
-                    "task": task,
-                    "split": split,
-                    "n": part.height,
-                    "n_positive": int(part["boolean_value"].sum()),
-                    "n_subjects": part["subject_id"].n_unique(),
-                    "note": estimable.get(task) or "",
-                }
-            )
+            counts = count_labels(part["boolean_value"].to_numpy(), part["subject_id"].to_numpy())
+            rows.append({"task": task, "split": split, **counts, "note": estimable.get(task) or ""})
     return pl.DataFrame(rows)
 
 
@@ -158,6 +159,23 @@ def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
     return pl.DataFrame(rows), pl.DataFrame(curves)
 
 
+def _refuse_other_splits(predictions: Sequence[pl.DataFrame], splits: pl.DataFrame, splits_file: Path) -> None:
+    made = pl.concat([frame.select("subject_id", "split") for frame in predictions]).unique()
+    joined = made.join(splits.rename({"split": "given"}), on="subject_id", how="left")
+    other = joined.filter(pl.col("split").ne_missing(pl.col("given"))).height
+    if other:
+        raise InputError(
+            f"{splits_file} puts {other:,} subjects into another split than the predictions do. "
+            f"Give the splits that the timelines were made with."
+        )
+
+
+def _hide_parts_of_the_mean(keys: Sequence[tuple], _: Sequence[Counts], shown: Sequence[Cells]) -> list[Cells]:
+    """`keys` are (task,): the mean's counts must not give away those of a task."""
+    tasks = [own for (task,), own in zip(keys, shown, strict=True) if task != MACRO]
+    return [of_sum(own, tasks) if task == MACRO else own for (task,), own in zip(keys, shown, strict=True)]
+
+
 def write_scores(
     predictions: Sequence[Path],
     models: Sequence[Path],
@@ -167,20 +185,30 @@ def write_scores(
     privacy: Privacy,
     out: Path,
 ) -> pl.DataFrame:
-    """Writes scores, differences, labels, models and curves (.csv) and provenance.json to `out`; returns the scores."""
+    """Writes scores, differences, labels, models and curves (.csv) and provenance.json to `out`; returns the scores.
+
+    Raises InputError if the predictions were made from other labels or other splits, or a model is given twice.
+    """
+    for folder in predictions:
+        require_same_input(folder, PREDICTIONS, "labels", labels_folder)
     read = [read_predictions(folder) for folder in predictions]
+    refuse_repeated([model for model, _, _ in read], "the predictions")
+    splits = read_splits(splits_file)
+    _refuse_other_splits([frame for _, frame, _ in read], splits, splits_file)
     table, differences = score_tables([frame for _, frame, _ in read], statistics)
     reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
-    splits = read_splits(splits_file)
     counted = label_table(read_labels(labels_folder), splits, reasons)
     trained, curves = model_tables(models)
-    frames = {"scores": table, "differences": differences, "labels": counted, "models": trained, "curves": curves}
+    frames = {
+        "scores": suppress(table, ["task"], privacy, _hide_parts_of_the_mean),
+        "differences": suppress(differences, ["task"], privacy, _hide_parts_of_the_mean),
+        "labels": suppress(counted, ["task", "split"], privacy),
+        "models": trained.with_columns(subjects=mask(pl.col("subjects"), privacy)) if trained.height else trained,
+        "curves": curves,
+    }
     for name, frame in frames.items():
-        counts = [c for c in ("n", "n_positive", "n_subjects", "subjects") if c in frame.columns]
         with new_file(Path(out) / f"{name}.csv") as partial:
-            frame.with_columns([mask(pl.col(c), privacy).alias(c) for c in counts]).write_csv(
-                partial, float_precision=6
-            )
+            frame.write_csv(partial, float_precision=6)
     provenance = {
         "statistics": statistics.model_dump(),
         "inputs": {

@@ -16,13 +16,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.probe.score import MACRO
+from ehrctx.probe.suppression import is_hidden, lower_bound
+from ehrctx.report.families import NAMES, Family, families
 
 # Okabe & Ito (2008); marker and dash differ too, so that a figure also reads in grey.
 STYLES = {
-    "gpt": ("#0072B2", "o", "-", "GPT"),
-    "llama": ("#009E73", "^", (0, (6, 1.5)), "Llama"),
-    "mamba": ("#D55E00", "s", (0, (4, 1, 1, 1)), "Mamba"),
-    "hyena": ("#CC79A7", "D", (0, (2, 1)), "Hyena"),
+    "gpt": ("#0072B2", "o", "-", NAMES["gpt"]),
+    "llama": ("#009E73", "^", (0, (6, 1.5)), NAMES["llama"]),
+    "mamba": ("#D55E00", "s", (0, (4, 1, 1, 1)), NAMES["mamba"]),
+    "hyena": ("#CC79A7", "D", (0, (2, 1)), NAMES["hyena"]),
 }
 # The heads on counts, in grey.
 BASELINES = {
@@ -64,9 +66,10 @@ def task_name(task: str) -> str:
     return "mean over tasks" if task == MACRO else task
 
 
-def architectures(models: pl.DataFrame) -> list[str]:
-    """The architectures of a model table, in the order of STYLES."""
-    return [arch for arch in STYLES if arch in models["arch"].to_list()]
+def overall_task(table: pl.DataFrame) -> str:
+    """The mean over tasks, or the only task where there is no mean."""
+    tasks = table["task"].unique(maintain_order=True).to_list()
+    return MACRO if MACRO in tasks or not tasks else tasks[0]
 
 
 def tokens_name(n: int) -> str:
@@ -75,8 +78,9 @@ def tokens_name(n: int) -> str:
 
 
 def count(n: str | int) -> str:
-    """A count as tables hold it (text, '<10' where masked), with thousands separated."""
-    return f"{int(n):,}" if str(n).isdigit() else str(n)
+    """A count as tables hold it (text, '<10' or '>=25' where suppressed), with thousands separated."""
+    text = str(n)
+    return f"≥{lower_bound(text):,}" if text.startswith(">") else f"{int(text):,}" if text.isdigit() else text
 
 
 def _with_context(rows: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
@@ -97,26 +101,34 @@ def _log_contexts(axes: Axes, contexts: list[int]) -> None:
     axes.minorticks_off()
 
 
-def _draw_task(axes: Axes, rows: pl.DataFrame, score: str) -> None:
+def _draw_task(axes: Axes, rows: pl.DataFrame, found: list[Family], score: str) -> None:
+    """A line per family and seed; of several sizes of an architecture, only the largest has filled markers."""
     trained = rows.drop_nulls("context")
-    found = architectures(trained)
-    for i, arch in enumerate(found):
-        colour, marker, dash, label = STYLES[arch]
-        own = trained.filter(pl.col("arch") == arch).sort("context")
+    for i, family in enumerate(found):
+        colour, marker, dash, _ = STYLES[family.arch]
+        is_largest = family == [other for other in found if other.arch == family.arch][-1]
         # side by side, so that intervals do not cover each other
         shift = 2 ** (0.11 * (i - (len(found) - 1) / 2))
-        axes.errorbar(
-            own["context"].to_numpy() * shift,
-            own["value"].to_numpy(),
-            yerr=_errors(own),
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.2,
-            linestyle=dash,
-            capsize=2,
-            label=label,
-        )
+        label: str | None = family.name
+        for seed in family.seeds:
+            names = [model for (_, s), model in family.models.items() if s == seed]
+            own = trained.filter(pl.col("model").is_in(names)).sort("context")
+            if own.is_empty():
+                continue
+            axes.errorbar(
+                own["context"].to_numpy() * shift,
+                own["value"].to_numpy(),
+                yerr=_errors(own),
+                color=colour,
+                marker=marker,
+                markersize=4.5,
+                markerfacecolor=colour if is_largest else "white",
+                linewidth=1.2,
+                linestyle=dash,
+                capsize=2,
+                label=label,
+            )
+            label = None  # one entry of the legend for all seeds
     for head, (colour, dash, label) in BASELINES.items():
         for row in rows.filter((pl.col("model") == BASELINE) & (pl.col("head") == head)).iter_rows(named=True):
             axes.axhline(row["value"], color=colour, linestyle=dash, linewidth=1.1, label=label)
@@ -161,7 +173,7 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
     figure, panels, grid = _grid(len(tasks), 4, 2.75, sharey=score == "auroc")
     for axes, task in zip(panels, tasks, strict=True):
         own = rows.filter(pl.col("task") == task)
-        _draw_task(axes, own, score)
+        _draw_task(axes, own, families(models), score)
         n = own.row(0, named=True)
         counted = f"n = {count(n['n'])}, positive {count(n['n_positive'])}, subjects {count(n['n_subjects'])}"
         axes.set_title(task_name(task), loc="left", pad=16)
@@ -198,51 +210,62 @@ def _legend_below(axes: Axes) -> None:
 
 
 def _ends(counts: list) -> list:
-    """The smallest and the largest of counts as tables hold them; a masked one is the smallest."""
-    ordered = sorted(counts, key=lambda n: (str(n).isdigit(), int(n) if str(n).isdigit() else 0))
+    """The smallest and the largest of counts as tables hold them."""
+    ordered = sorted(counts, key=lambda n: lower_bound(str(n)))
     return [*ordered[:1], *ordered[-1:]]
 
 
-def _panels_by_architecture(models: pl.DataFrame, height: float) -> tuple[Figure, dict[str, Axes]]:
-    found = architectures(models)
+def _panels_by_family(models: pl.DataFrame, height: float) -> tuple[Figure, list[tuple[Family, Axes]]]:
+    found = families(models)
     figure, panels, _ = _grid(len(found), 4, height, sharey=True)
-    for arch, axes in zip(found, panels, strict=True):
-        axes.set_title(STYLES[arch][3], loc="left")
-    return figure, dict(zip(found, panels, strict=True))
+    for family, axes in zip(found, panels, strict=True):
+        axes.set_title(family.name, loc="left")
+    return figure, list(zip(found, panels, strict=True))
 
 
-def _by_context(rows: pl.DataFrame, arch: str) -> Iterator[tuple[int, dict[str, Any], bool, pl.DataFrame]]:
-    """(context, its style, whether it is the longest, its rows) of one architecture; of several seeds the first.
+def _by_context(rows: pl.DataFrame, family: Family) -> Iterator[tuple[int, dict[str, Any], bool, pl.DataFrame]]:
+    """(context, its style, whether it is the longest, its rows) of one family; of several seeds the first.
 
     The longer the context, the fuller its marker and its line.
     """
-    own = rows.filter(pl.col("arch") == arch)
-    contexts = sorted(own["context"].unique().to_list())
-    colour, marker, _, _ = STYLES[arch]
+    contexts = family.contexts
+    colour, marker, _, _ = STYLES[family.arch]
     for i, context in enumerate(contexts):
-        part = own.filter(pl.col("context") == context)
         share = i / (len(contexts) - 1) if len(contexts) > 1 else 1.0
         face = tuple(share * c + (1 - share) for c in to_rgb(colour))
         dash = LINES[min(len(contexts), 4)][min(i, 3)]
         style = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": dash}
-        yield context, style, context == contexts[-1], part.filter(pl.col("model") == part["model"].min())
+        own = rows.filter(pl.col("model") == family.at(context))
+        if own.height:
+            yield context, style, context == contexts[-1], own
 
 
-def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, task: str = MACRO) -> Figure:
-    """Brier score by quartile of the property `name`, a panel per architecture, a line per context length."""
+def _positive_shares(strata: pl.DataFrame, name: str, task: str) -> list[str]:
+    """The share of positive labels in each quarter, as text; for the mean over tasks the mean of their shares, as the
+    score beside it is a mean of theirs. Empty where a count is suppressed."""
+    one = strata.filter((pl.col("property") == name) & pl.col("stratum").is_in(QUARTILES))
+    of_tasks = one.filter(pl.col("task") != MACRO) if task == MACRO else one.filter(pl.col("task") == task)
+    counts = of_tasks.unique(["task", "stratum"], keep="first", maintain_order=True)
+    shown = []
+    for quartile in QUARTILES:
+        rows = counts.filter(pl.col("stratum") == quartile).select(pl.col("n", "n_positive").cast(pl.String)).rows()
+        known = rows and not any(is_hidden(cell) for row in rows for cell in row)
+        shown.append(f"\n{np.mean([int(positive) / int(n) for n, positive in rows]):.0%}" if known else "")
+    return shown
+
+
+def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, task: str | None = None) -> Figure:
+    """Brier score by quartile of the property `name`, of one task or over all; a panel per family, a line per context
+    length."""
+    task = task or overall_task(strata)
     rows = strata.filter((pl.col("property") == name) & (pl.col("task") == task) & pl.col("stratum").is_in(QUARTILES))
     axis, low, high = PROPERTY_NAMES[name]
-    figure, panels = _panels_by_architecture(models, 3.3)
-    counts = rows.filter(pl.col("model") == BASELINE)
-    trained = _with_context(rows, models).drop_nulls("context")
+    figure, panels = _panels_by_family(models, 3.3)
+    of_head = rows.filter((pl.col("model") == BASELINE) & (pl.col("head") == "lightgbm")).sort("stratum")
     x = np.arange(len(QUARTILES))
-    shares = []
-    for stratum in QUARTILES:
-        of = rows.filter(pl.col("stratum") == stratum)
-        masked = of.is_empty() or str(of["n"][0]).startswith("<") or str(of["n_positive"][0]).startswith("<")
-        shares.append("" if masked else f"\n{int(of['n_positive'][0]) / int(of['n'][0]):.0%}")
-    for arch, axes in panels.items():
-        contexts = list(_by_context(trained, arch))
+    shares = _positive_shares(strata, name, task)
+    for family, axes in panels:
+        contexts = list(_by_context(rows, family))
         for i, (context, style, _, own) in enumerate(contexts):
             own = own.sort("stratum")
             axes.errorbar(
@@ -254,7 +277,6 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
                 **style,
                 label=f"{tokens_name(context)} tokens",
             )
-        of_head = counts.filter(pl.col("head") == "lightgbm").sort("stratum")
         if of_head.height:
             axes.plot(
                 x, of_head["value"], color=BASELINES["lightgbm"][0], linestyle=BASELINES["lightgbm"][1], linewidth=1.1
@@ -263,15 +285,15 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
         axes.set_xlabel(f"{low} → {high}", fontsize=9.5)
         _legend_below(axes)
     sizes = " to ".join(dict.fromkeys(count(n) for n in _ends(rows["n"].unique().to_list())))
-    grey = BASELINES["lightgbm"][2]
-    for axes in list(panels.values())[:1]:
+    grey = f"; grey: {BASELINES['lightgbm'][2]}" if of_head.height else ""
+    for _, axes in panels[:1]:
         axes.set_ylabel("Brier score\n" + task_name(task))
-    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each, below it the positive share; grey: {grey}")
+    _heading(figure, f"Quarters by {axis}\nn = {sizes} labels in each, below it the positive share{grey}")
     return figure
 
 
 def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) -> Figure:
-    """Brier score of the last quarter minus the first, per task: the longest context of each architecture."""
+    """Brier score of the last quarter minus the first, per task: the longest context of each family."""
     rows = _with_context(
         strata.filter((pl.col("property") == name) & (pl.col("stratum") == "Q4-Q1")), models
     ).drop_nulls("context")
@@ -279,13 +301,13 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
     # from the bottom up: the study's order downwards, the mean above it
     tasks = [t for t in reversed(order) if t != MACRO] + [t for t in order if t == MACRO]
     figure, axes = plt.subplots(figsize=(8.6, 0.42 * len(tasks) + 1.6), layout="constrained")
-    found = architectures(models)
-    for i, arch in enumerate(found):
-        colour, marker, _, label = STYLES[arch]
-        own = [part for *_, longest, part in _by_context(rows, arch) if longest]
-        if not own:
+    found = families(models)
+    for i, family in enumerate(found):
+        colour, marker, _, _ = STYLES[family.arch]
+        own = rows.filter(pl.col("model") == family.longest)
+        if own.is_empty():
             continue
-        placed = own[0].join(pl.DataFrame({"task": tasks, "y": range(len(tasks))}), on="task")
+        placed = own.join(pl.DataFrame({"task": tasks, "y": range(len(tasks))}), on="task")
         axes.errorbar(
             placed["value"].to_numpy(),
             placed["y"].to_numpy() + 0.16 * (i - (len(found) - 1) / 2),
@@ -295,7 +317,7 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
             markersize=4,
             linestyle="none",
             capsize=2,
-            label=f"{label}, {placed['context'][0]:,} tokens",
+            label=f"{family.name}, {placed['context'][0]:,} tokens",
         )
     axes.axvline(0, color="#999999", linewidth=0.8)
     axes.set_yticks(range(len(tasks)), [task_name(t) for t in tasks])
@@ -327,19 +349,19 @@ def _middle(own: pl.DataFrame) -> np.ndarray:
 
 
 def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Figure:
-    """Median perplexity against position, a panel per architecture, a line and a band per context length."""
-    rows = _with_context(perplexity.filter(pl.col("kind") == "all"), models)
-    figure, panels = _panels_by_architecture(models, 3.3)
-    for arch, axes in panels.items():
-        for context, style, longest, own in _by_context(rows, arch):
+    """Median perplexity against position, a panel per family, a line and a band per context length."""
+    rows = perplexity.filter(pl.col("kind") == "all")
+    figure, panels = _panels_by_family(models, 3.3)
+    for family, axes in panels:
+        for context, style, longest, own in _by_context(rows, family):
             own = own.sort("position_from")
             label = f"{tokens_name(context)} tokens"
             axes.plot(_middle(own), own["median"], markersize=3.5, label=label, **style)
             band = {"color": style["color"], "alpha": 0.22 if longest else 0.10, "linewidth": 0}
             axes.fill_between(_middle(own), own["lower"], own["upper"], **band)
             axes.axvline(context, color=style["color"], linewidth=0.7, alpha=0.5, linestyle=style["linestyle"])
-    _log_perplexity(list(panels.values()))
-    for axes in list(panels.values())[:1]:
+    _log_perplexity([axes for _, axes in panels])
+    for _, axes in panels[:1]:
         axes.set_ylabel("median perplexity per token")
     if rows.height:
         one = rows.filter(pl.col("model") == rows["model"][0]).sort("position_from")
@@ -350,30 +372,27 @@ def perplexity_by_position(perplexity: pl.DataFrame, models: pl.DataFrame) -> Fi
 
 
 def perplexity_of_repeats(perplexity: pl.DataFrame, models: pl.DataFrame) -> Figure:
-    """Median perplexity of tokens new to their timeline and of repeated ones, longest context of each architecture."""
-    rows = _with_context(perplexity, models)
-    figure, panels = _panels_by_architecture(models, 3.3)
-    for arch, axes in panels.items():
-        colour, marker, _, _ = STYLES[arch]
-        for context, _, longest, part in _by_context(rows, arch):
-            if not longest:
-                continue
-            axes.set_title(f"{STYLES[arch][3]}, {context:,} tokens", loc="left")
-            for kind, label, filled in (("first", "first of its kind", False), ("repeat", "repeated", True)):
-                own = part.filter(pl.col("kind") == kind).sort("position_from")
-                axes.plot(
-                    _middle(own),
-                    own["median"],
-                    color=colour,
-                    marker=marker,
-                    markersize=3.5,
-                    markerfacecolor=colour if filled else "white",
-                    linestyle="-" if filled else ":",
-                    label=label,
-                )
-                axes.fill_between(_middle(own), own["lower"], own["upper"], color=colour, alpha=0.15, linewidth=0)
-    _log_perplexity(list(panels.values()))
-    for axes in list(panels.values())[:1]:
+    """Median perplexity of tokens new to their timeline and of repeated ones, longest context of each family."""
+    figure, panels = _panels_by_family(models, 3.3)
+    for family, axes in panels:
+        colour, marker, _, _ = STYLES[family.arch]
+        part = perplexity.filter(pl.col("model") == family.longest)
+        axes.set_title(f"{family.name}, {family.contexts[-1]:,} tokens", loc="left")
+        for kind, label, filled in (("first", "first of its kind", False), ("repeat", "repeated", True)):
+            own = part.filter(pl.col("kind") == kind).sort("position_from")
+            axes.plot(
+                _middle(own),
+                own["median"],
+                color=colour,
+                marker=marker,
+                markersize=3.5,
+                markerfacecolor=colour if filled else "white",
+                linestyle="-" if filled else ":",
+                label=label,
+            )
+            axes.fill_between(_middle(own), own["lower"], own["upper"], color=colour, alpha=0.15, linewidth=0)
+    _log_perplexity([axes for _, axes in panels])
+    for _, axes in panels[:1]:
         axes.set_ylabel("median perplexity per token")
     _heading(figure, "Tokens new to their timeline, and repeats of earlier ones")
     return figure

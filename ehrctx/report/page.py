@@ -17,7 +17,7 @@ from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import COUNTS as BASELINE
-from ehrctx.probe.score import MACRO
+from ehrctx.probe.suppression import COUNTS
 from ehrctx.report.figures import (
     BASELINES,
     PROPERTY_NAMES,
@@ -43,7 +43,7 @@ from ehrctx.report.sentences import (
 )
 
 TABLES = ("scores", "differences", "labels", "models", "curves", "strata", "perplexity")
-COUNTS = ("n", "n_positive", "n_subjects", "subjects")
+SUMMARY = {"name", "subjects", "events", "codes", "events_per_subject", "with_numeric_value", "with_text_value"}
 SHOWN_PROPERTIES = ("rr_1", "gap_sd", "n_tokens")
 
 
@@ -55,16 +55,22 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
         if not file.is_file():
             verb = "robustness" if name in ("strata", "perplexity") else "score"
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
-        types: dict[str, Any] = dict.fromkeys((*COUNTS, "k", "note"), pl.String)
+        types: dict[str, Any] = dict.fromkeys((*COUNTS, "subjects", "k", "note"), pl.String)
         types |= dict.fromkeys(("value", "lower", "upper", "median", "loss"), pl.Float64)
         tables[name] = pl.read_csv(file, schema_overrides=types)
     return tables
 
 
-def _read_json(file: Path, verb: str) -> dict[str, Any]:
+def _read_json(file: Path, verb: str, needed: set[str]) -> dict[str, Any]:
     if not Path(file).is_file():
         raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
-    return json.loads(Path(file).read_text())
+    try:
+        found = json.loads(Path(file).read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not needed <= found.keys():
+        raise InputError(f"{file} is not what `ehrctx {verb}` writes. Run it again.")
+    return found
 
 
 def _image(figure: Figure) -> str:
@@ -93,12 +99,12 @@ def _score_rows(tables: dict[str, pl.DataFrame], score: str) -> list[dict[str, A
                 cells.append(None)
                 continue
             against = against_baseline(scores, differences, str(task), model) if model != BASELINE else None
-            few = few_positives(own["n_positive"][0])
+            few = few_positives(own["n_positive_subjects"][0])
             verdict = ""
             if score == "auroc" and against is not None and not few and excludes_zero(against):
                 verdict = "better" if against["lower"] > 0 else "worse"
             cells.append(cell.row(0, named=True) | {"verdict": verdict})
-        counts = {c: own[c][0] for c in ("n", "n_positive", "n_subjects")}
+        counts = {c: own[c][0] for c in COUNTS}
         rows.append({"task": task_name(str(task)), "cells": cells} | counts)
     return rows
 
@@ -133,7 +139,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
             "property": PROPERTY_NAMES[name][0],
         }
         for name in SHOWN_PROPERTIES
-        if strata.filter(pl.col("task") == MACRO).height
+        if strata.height
     ]
     environment = Environment(
         loader=PackageLoader("ehrctx.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -141,7 +147,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
     page = environment.get_template("page.html.j2").render(
         study=study,
         version=__version__,
-        summary=_read_json(summary_file, "check --out"),
+        summary=_read_json(summary_file, "check --out", SUMMARY),
         timelines=read_manifest(timelines, "timelines")["facts"],
         conclusions=task_sentences(tables),
         count=count,
@@ -161,7 +167,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         inputs={
             name: fingerprint
             for file, verb in (("provenance.json", "score"), ("robustness.json", "robustness"))
-            for name, fingerprint in _read_json(Path(folder) / file, verb)["inputs"].items()
+            for name, fingerprint in _read_json(Path(folder) / file, verb, {"inputs"})["inputs"].items()
         },
         study_text=json.dumps(study, indent=1),
     )

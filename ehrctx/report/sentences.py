@@ -8,9 +8,12 @@ import polars as pl
 
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.probe.score import MACRO
-from ehrctx.report.figures import BASELINES, PROPERTY_NAMES, STYLES, architectures
+from ehrctx.probe.suppression import lower_bound
+from ehrctx.report.families import families
+from ehrctx.report.figures import BASELINES, PROPERTY_NAMES, count, overall_task
 
-# With fewer positive labels a percentile bootstrap covers clearly less than it says: no verdict is drawn from it.
+# With fewer subjects that have a positive label, a percentile bootstrap over subjects covers clearly less than it says
+# (two subjects with 15 positive labels each: 39 % of its intervals call two equal models different). No verdict then.
 FEW_POSITIVES = 20
 # Where "early" begins: the first tokens of a timeline are its birth and registration.
 EARLY = 64
@@ -31,21 +34,9 @@ def excludes_zero(row: dict[str, Any]) -> bool:
     return row["lower"] > 0 or row["upper"] < 0
 
 
-def longest(models: pl.DataFrame, arch: str) -> dict[str, Any]:
-    """The model of an architecture with the longest context; of several seeds the first."""
-    own = models.filter((pl.col("arch") == arch) & (pl.col("context") == pl.col("context").max().over("arch")))
-    return own.sort("model").row(0, named=True)
-
-
-def _shortest(models: pl.DataFrame, arch: str) -> dict[str, Any]:
-    own = models.filter((pl.col("arch") == arch) & (pl.col("context") == pl.col("context").min().over("arch")))
-    return own.sort("model").row(0, named=True)
-
-
-def few_positives(n_positive: str | int) -> bool:
-    """Whether a count, as tables hold it ('<10' where masked), is too small for a verdict."""
-    text = str(n_positive)
-    return text.startswith("<") or int(text) < FEW_POSITIVES
+def few_positives(n_positive_subjects: str | int) -> bool:
+    """Whether so few subjects, as tables hold the count, have a positive label that no verdict can be drawn."""
+    return lower_bound(str(n_positive_subjects)) < FEW_POSITIVES
 
 
 def _listed(parts: list[str]) -> str:
@@ -70,10 +61,17 @@ def against_baseline(scores: pl.DataFrame, differences: pl.DataFrame, task: str,
     return own.row(0, named=True) if own.height else None
 
 
-def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None:
-    """Of how many other models the `best` one is surely ahead, by paired AUROC differences; None if it is alone.
+def _verdict(row: dict[str, Any]) -> str:
+    if row["lower"] != row["lower"]:
+        return "it has no interval"
+    return "its interval excludes 0" if excludes_zero(row) else "its interval includes 0"
 
-    The best is chosen on the labels that it is compared on, which favours it a little.
+
+def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None:
+    """Which other models may be as good as the `best` one, by paired AUROC differences; None if it is alone.
+
+    Only a lead over all others is called sure. The best was chosen on the labels that it is compared on: of 8 equal
+    models it is "surely" ahead of some other in half of all samples of 500 labels, and of all others in none.
     """
     others = differences.filter(
         (pl.col("task") == task)
@@ -85,14 +83,11 @@ def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None
     if n == 0:
         return None
     equals = sorted(row["reference"] for row in others.iter_rows(named=True) if not row["lower"] > 0)
-    if n == 1:
-        return "not surely ahead of the other model" if equals else "surely ahead of the other model"
     if not equals:
-        return "surely ahead of both other models" if n == 2 else f"surely ahead of all {n} other models"
-    if len(equals) == n:
-        return f"surely ahead of none of the {n} other models"
-    named = f", not of {_listed(equals)}" if len(equals) <= 3 else ""
-    return f"surely ahead of {n - len(equals)} of the {n} other models{named}"
+        return f"surely ahead of {'the other model' if n == 1 else f'all {n} other models'}"
+    if len(equals) <= 3:
+        return f"{_listed(equals)} may be as good"
+    return f"{len(equals)} of the {n} other models may be as good"
 
 
 def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) -> str | None:
@@ -104,47 +99,50 @@ def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) ->
     text = f"best model {best['model']} at {best['value']:.3f}"
     if best["lower"] == best["lower"]:
         text += f" ({best['lower']:.3f} to {best['upper']:.3f})"
-    if few_positives(best["n_positive"]):
-        return f"{text}, on {best['n_positive']} positive labels: too few to judge"
+    if few_positives(best["n_positive_subjects"]):
+        return f"{text}, with {count(best['n_positive_subjects'])} positive subjects: too few to judge"
     lead = lead_sentence(differences, task, best["model"])
-    text += f", {lead}" if lead else ""
+    text += f"; {lead}" if lead else ""
     against = against_baseline(scores, differences, task, best["model"])
     if against is None:
         return text
     name = BASELINES[against["reference_head"]][2]
-    sure = "its interval excludes 0" if excludes_zero(against) else "its interval includes 0"
-    return f"{text}; against {name} {signed(against['value'])}, {sure}"
+    return f"{text}; against {name} {signed(against['value'])}, {_verdict(against)}"
 
 
 def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str, score: str = "auroc") -> str | None:
-    """Whether the longest context beats the shortest on `task`, by architecture, with paired intervals."""
+    """Whether the longest context beats the shortest on `task`, by family, with paired intervals."""
     verdicts: dict[str, list[str]] = {"helps": [], "hurts": [], "": []}
-    for arch in architectures(models):
-        short, long = _shortest(models, arch), longest(models, arch)
+    for family in families(models):
+        extremes = family.extremes()
+        if extremes is None:
+            continue
+        (short, reference), (long, model) = extremes
         found = differences.filter(
             (pl.col("task") == task)
             & (pl.col("score") == score)
-            & (pl.col("model") == long["model"])
-            & (pl.col("reference") == short["model"])
+            & (pl.col("model") == model)
+            & (pl.col("reference") == reference)
         )
-        if short["context"] == long["context"] or found.is_empty():
+        if found.is_empty():
             continue
         row = found.row(0, named=True)
-        if few_positives(row["n_positive"]):
-            return f"too few positive labels ({row['n_positive']}) to judge context lengths"
+        if few_positives(row["n_positive_subjects"]):
+            return f"too few positive subjects ({count(row['n_positive_subjects'])}) to judge context lengths"
         more_is_better = score != "brier"
         verdict = ("helps" if (row["lower"] > 0) == more_is_better else "hurts") if excludes_zero(row) else ""
-        contexts = f"{long['context']:,} against {short['context']:,} tokens"
-        shown = f" ({contexts}: {signed(row['value'])}, {_interval(row)})" if verdict else ""
-        verdicts[verdict].append(STYLES[arch][3] + shown)
+        shown = f" ({long:,} against {short:,} tokens: {signed(row['value'])}, {_interval(row)})" if verdict else ""
+        verdicts[verdict].append(family.name + shown)
     parts = [f"a longer context {verdict} {_listed(of)}" for verdict, of in verdicts.items() if verdict and of]
     if verdicts[""]:
         parts.append(f"no difference by context can be told for {_listed(verdicts[''])}")
     return "; ".join(parts) or None
 
 
-def quartile_sentence(strata: pl.DataFrame, name: str, task: str = MACRO) -> str | None:
-    """How much worse the last quarter by the property `name` is than the first, for the model with the best scores."""
+def quartile_sentence(strata: pl.DataFrame, name: str, task: str | None = None) -> str | None:
+    """How much worse the last quarter by the property `name` is than the first, for the model with the best scores, on
+    one task or over all."""
+    task = task or overall_task(strata)
     own = strata.filter((pl.col("property") == name) & (pl.col("task") == task) & (pl.col("model") != BASELINE))
     quarters = own.filter(pl.col("stratum").is_in(["Q1", "Q4"]))
     if quarters.is_empty():
@@ -165,8 +163,8 @@ def quartile_sentence(strata: pl.DataFrame, name: str, task: str = MACRO) -> str
 
 
 def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -> str | None:
-    """In how many tasks the last quarter is surely worse, or better, than the first: the longest context of each."""
-    compared = [longest(models, arch)["model"] for arch in architectures(models)]
+    """In how many tasks the last quarter is surely worse, or better, than the first, for the longest contexts."""
+    compared = [family.longest for family in families(models)]
     own = strata.filter(
         (pl.col("property") == name)
         & (pl.col("stratum") == "Q4-Q1")
@@ -178,12 +176,11 @@ def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -
     _, low, high = PROPERTY_NAMES[name]
     parts = []
     for model in compared:
-        rows = [
-            r for r in own.filter(pl.col("model") == model).iter_rows(named=True) if not few_positives(r["n_positive"])
-        ]
+        of_model = own.filter(pl.col("model") == model).iter_rows(named=True)
+        rows = [row for row in of_model if not few_positives(row["n_positive_subjects"])]
         worse, better = sum(row["lower"] > 0 for row in rows), sum(row["upper"] < 0 for row in rows)
         parts.append(f"{model} is surely worse in {worse} and surely better in {better} of {len(rows)} tasks")
-    judged = f"tasks with at least {FEW_POSITIVES} positive labels in these quarters"
+    judged = f"tasks with at least {FEW_POSITIVES} positive subjects in these quarters"
     return f"On the quarter that is {high}, against the one that is {low} ({judged}): {'; '.join(parts)}"
 
 
@@ -207,10 +204,9 @@ def _positions(row: dict[str, Any]) -> str:
 
 
 def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
-    """Early against late perplexity, for the longest context of each architecture."""
+    """Early against late perplexity, for the longest context of each family."""
     parts = []
-    for arch in architectures(models):
-        model = longest(models, arch)["model"]
+    for model in (family.longest for family in families(models)):
         own = perplexity.filter((pl.col("model") == model) & (pl.col("kind") == "all")).sort("position_from")
         if own.height < 2:
             continue
@@ -227,8 +223,7 @@ def perplexity_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str |
 def repeats_sentence(perplexity: pl.DataFrame, models: pl.DataFrame) -> str | None:
     """Perplexity of tokens new to their timeline against repeated ones, at the last positions that hold both."""
     parts = []
-    for arch in architectures(models):
-        model = longest(models, arch)["model"]
+    for model in (family.longest for family in families(models)):
         own = perplexity.filter(pl.col("model") == model)
         both = own.filter(pl.col("kind") == "first").join(
             own.filter(pl.col("kind") == "repeat"), on=["position_from", "position_to"], suffix="_repeat"

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.artifacts import read_manifest
+from ehrctx.errors import refuse_repeated
 from ehrctx.probe.statistics import interval, subject_draws
 from ehrctx.study import Perplexity, Statistics
 
@@ -101,10 +102,11 @@ def read_token_losses(folder: Path) -> tuple[str, dict[str, Any], pl.DataFrame]:
 
 
 def perplexity_table(folders: Sequence[Path], settings: Perplexity, statistics: Statistics) -> pl.DataFrame:
-    """`perplexity_by_position` of all models, as SCHEMA."""
+    """`perplexity_by_position` of all models, as SCHEMA. Raises InputError if a model is given twice."""
     frames = [pl.DataFrame(schema=SCHEMA)]
-    for folder in folders:
-        model, _, losses = read_token_losses(folder)
+    read = [read_token_losses(folder) for folder in folders]
+    refuse_repeated([model for model, _, _ in read], "the token losses")
+    for model, _, losses in read:
         table = perplexity_by_position(losses, settings, statistics)
         frames.append(table.with_columns(model=pl.lit(model)).select([pl.col(c).cast(t) for c, t in SCHEMA.items()]))
     return pl.concat(frames)

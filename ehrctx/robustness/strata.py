@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.probe.score import EVALUATED, MACRO
+from ehrctx.probe.score import EVALUATED, MACRO, count_labels
 from ehrctx.probe.statistics import interval, subject_draws
+from ehrctx.probe.suppression import COUNTS
 from ehrctx.study import Statistics
 
 STRATIFIED = ("rr_1", "rr", "gap_sd", "gap_sd_with_birth", "gap_mean", "gap_iqr", "n_tokens")
@@ -26,7 +27,7 @@ SCORE = "brier"
 TABLE: dict[str, Any] = {
     **dict.fromkeys(("task", "model", "head", "property", "stratum", "score"), pl.String),
     **dict.fromkeys(("value", "lower", "upper"), pl.Float64),
-    **dict.fromkeys(("n", "n_positive", "n_subjects"), pl.Int64),
+    **dict.fromkeys(COUNTS, pl.Int64),
 }
 _LABEL = ["subject_id", "prediction_time", "y"]
 
@@ -101,16 +102,11 @@ def _values(task: _Task, name: str, drawn: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _counts(tasks: Sequence[_Task], name: str, stratum: str) -> dict[str, int]:
-    """Labels, positive ones and distinct subjects of a stratum; of both its quartiles for the difference."""
+    """COUNTS of a stratum of all `tasks` together; of both its quartiles for the difference."""
     quartile = [0, 3] if stratum == DIFFERENCE else [QUARTILES.index(stratum)]
     inside = [np.isin(task.quartile[name], quartile) for task in tasks]
-    return {
-        "n": int(sum(i.sum() for i in inside)),
-        "n_positive": int(sum(t.y[i].sum() for t, i in zip(tasks, inside, strict=True))),
-        "n_subjects": len(
-            np.unique(np.concatenate([t.subjects[t.subject[i]] for t, i in zip(tasks, inside, strict=True)]))
-        ),
-    }
+    y = np.concatenate([t.y[i] for t, i in zip(tasks, inside, strict=True)])
+    return count_labels(y, np.concatenate([t.subjects[t.subject[i]] for t, i in zip(tasks, inside, strict=True)]))
 
 
 def _rows(
@@ -132,7 +128,7 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
     """TABLE: the Brier score of each task, model, head and quartile of each of STRATIFIED, and of Q4 minus Q1.
 
     Only held-out predictions with k "all" and replicate 0 count. The task "macro" is the unweighted mean over the tasks
-    that every model predicted: n and n_positive are sums over them, n_subjects are distinct. A
+    that every model predicted, if there are two or more: n and n_positive are sums over them, subjects are distinct. A
     task with fewer than 4 held-out labels has no quartiles and no rows.
     """
     held_out = pl.concat(list(predictions)).filter(
@@ -158,7 +154,7 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
             rows += _rows(str(task), [found], name, points, replicates, statistics.level)
             if of_all:
                 totals[name] = (totals[name][0] + points, totals[name][1] + replicates)
-    if shared:
+    if len(shared) > 1:
         for name, (points, replicates) in totals.items():
             rows += _rows(MACRO, shared, name, points / len(shared), replicates / len(shared), statistics.level)
     return pl.DataFrame(rows, schema=TABLE)

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from ehrctx.artifacts import fingerprint, new_file, read_manifest
-from ehrctx.errors import InputError
+from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
-from ehrctx.probe.score import mask
+from ehrctx.probe.score import MACRO
+from ehrctx.probe.suppression import Cells, Counts, mask, of_partition, of_sum, suppress
 from ehrctx.robustness.progression import perplexity_table
 from ehrctx.robustness.properties import KIND as PROPERTIES
 from ehrctx.robustness.properties import read_properties
-from ehrctx.robustness.strata import strata_table
+from ehrctx.robustness.strata import DIFFERENCE, QUARTILES, strata_table
 from ehrctx.study import Perplexity, Privacy, Statistics
 
-COUNTS = ("n", "n_positive", "n_subjects")
+STRATUM = ("task", "property", "stratum")
+
+
+def _hide_strata(
+    privacy: Privacy, keys: Sequence[tuple], counts: Sequence[Counts], shown: Sequence[Cells]
+) -> list[Cells]:
+    """Nothing of a hidden stratum can be found from the task's other quarters, from a difference, or from the mean."""
+    exact, found = dict(zip(keys, counts, strict=True)), dict(zip(keys, shown, strict=True))
+    of_property = dict.fromkeys((task, name) for task, name, _ in keys)
+    for task, name in of_property:
+        strata = [(task, name, quartile) for quartile in QUARTILES]
+        hidden = of_partition([exact[key] for key in strata], [found[key] for key in strata], privacy)
+        found |= dict(zip(strata, hidden, strict=True))
+    tasks = [task for task in dict.fromkeys(task for task, *_ in keys) if task != MACRO]
+    for task, name, stratum in keys:
+        if task == MACRO and stratum != DIFFERENCE:
+            parts = [found[t, name, stratum] for t in tasks if (t, name, stratum) in found]
+            found[task, name, stratum] = of_sum(found[task, name, stratum], parts)
+    for task, name in of_property:
+        ends = [found[task, name, quartile] for quartile in (QUARTILES[0], QUARTILES[-1])]
+        found[task, name, DIFFERENCE] = of_sum(found[task, name, DIFFERENCE], ends)
+    return list(found.values())
 
 
 def write_tables(
@@ -33,7 +56,7 @@ def write_tables(
 ) -> dict[str, pl.DataFrame]:
     """Writes strata.csv, perplexity.csv and robustness.json (what both were made from) to `out`; returns the tables.
 
-    Raises InputError if predictions and properties come from different labels.
+    Raises InputError if predictions and properties come from different labels, or a model is given twice.
     """
     of_properties = read_manifest(properties, PROPERTIES)["inputs"]["labels"]
     for folder in predictions:
@@ -41,19 +64,24 @@ def write_tables(
             raise InputError(
                 f"{folder} and {properties} were made from different labels. Make them again from the same."
             )
+    read = [read_predictions(folder) for folder in predictions]
+    refuse_repeated([model for model, _, _ in read], "the predictions")
     tables = {
-        "strata": strata_table([read_predictions(p)[1] for p in predictions], read_properties(properties), statistics),
+        "strata": strata_table([frame for _, frame, _ in read], read_properties(properties), statistics),
         "perplexity": perplexity_table(losses, perplexity, statistics),
     }
-    for name, table in tables.items():
-        counts = [mask(pl.col(c), privacy).alias(c) for c in COUNTS if c in table.columns]
-        with new_file(Path(out) / f"{name}.csv") as partial:
-            table.with_columns(counts).write_csv(partial, float_precision=6)
+    written = {
+        "strata": suppress(tables["strata"], STRATUM, privacy, partial(_hide_strata, privacy)),
+        "perplexity": tables["perplexity"].with_columns(mask(pl.col(c), privacy).alias(c) for c in ("n", "n_subjects")),
+    }
+    for name, table in written.items():
+        with new_file(Path(out) / f"{name}.csv") as file:
+            table.write_csv(file, float_precision=6)
     provenance = {
         "statistics": statistics.model_dump(),
         "perplexity": perplexity.model_dump(),
         "inputs": {f"{p.parent.name}/{p.name}": fingerprint(p) for p in (*predictions, properties, *losses)},
     }
-    with new_file(Path(out) / "robustness.json") as partial:
-        partial.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    with new_file(Path(out) / "robustness.json") as file:
+        file.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     return tables

@@ -32,7 +32,7 @@ ACCEPTED: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
     "subject_id": (lambda t: t.is_integer(), "an integer"),
     "prediction_time": (lambda t: isinstance(t, pl.Datetime), "a date-time"),
     "boolean_value": (lambda t: t in (pl.Boolean, pl.Null), "a boolean"),
-    "integer_value": (lambda t: t.is_numeric() or t == pl.Null, "an integer"),
+    "integer_value": (lambda t: t.is_integer() or t.is_float() or t == pl.Null, "an integer"),
 }
 
 
@@ -45,9 +45,15 @@ def read_given(file: Path) -> pl.DataFrame:
     for column, (accepts, expected) in ACCEPTED.items():
         if column in labels.columns and not accepts(labels.schema[column]):
             raise InputError(f"{file}: the column {column!r} is {labels.schema[column]}, expected {expected}. Cast it.")
-    if "integer_value" in labels.columns and labels["integer_value"].is_nan().any():
-        row = int(labels["integer_value"].is_nan().arg_true()[0]) + 1
-        raise InputError(f"{file}, row {row:,}: integer_value is not a number. Leave it empty, or leave the row out.")
+    if "integer_value" in labels.columns:
+        grade = labels["integer_value"]
+        whole = grade.cast(pl.Int64, strict=False)
+        broken = grade.is_not_null() & (whole.is_null() | (whole != grade))
+        if broken.any():
+            raise InputError(
+                f"{file}, row {int(broken.arg_true()[0]) + 1:,}: integer_value is not a whole number. "
+                f"Round it, leave it empty, or leave the row out."
+            )
     stated = [c for c in ("boolean_value", "integer_value") if c in labels.columns]
     if not stated:
         raise InputError(f"{file}: neither boolean_value nor integer_value is there. Write it as MEDS prescribes.")

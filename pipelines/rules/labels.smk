@@ -3,14 +3,15 @@ rule label:
     input:
         EVENTS,
         rules.check.output,
-        GIVEN,
+        [str(file) for file in GIVEN.values()],
         profile=PROFILE,
     output:
         directory(f"{RESULTS}/labels"),
     params:
         data=DATA,
-        tasks=[f"--task {task}" for task in STUDY.tasks],
-        definitions=lambda _: DEFINITIONS,  # a changed definition re-labels; a function, since braces are no wildcards here
+        tasks=[f"--task {quote(task)}" for task in STUDY.tasks],
+        # a changed definition re-labels; a function, since braces are no wildcards here
+        definitions=lambda _: [task.model_dump_json() for task in TASKS],
         settings=STUDY.section("labels"),
     shell:
         "ehrctx label {params.data:q} {params.tasks} --profile {input.profile:q} --settings {params.settings:q} "

@@ -18,12 +18,15 @@ rule pretrain:
     params:
         # outside the declared output, which Snakemake deletes when it re-runs an interrupted job
         checkpoints=lambda wildcards: f"{RESULTS}/checkpoints/{wildcards.model}",
-        settings=STUDY.section("pretraining"),
+        settings=STUDY.section("pretraining", without=STUDY.pretraining.RUNNING),
         store=TRACKING,
         experiment=STUDY.name,
     priority: 1  # the longest jobs first: the short ones fill the gaps at the end
     threads: STUDY.pretraining.threads
+    resources:
+        checkpoint_seconds=str(STUDY.pretraining.checkpoint_seconds),  # a changed resource re-runs nothing
     shell:
         "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
         "--checkpoints {params.checkpoints} --settings {params.settings:q} "
+        "--threads {threads} --checkpoint-seconds {resources.checkpoint_seconds} "
         "--tracking {params.store} --experiment {params.experiment}"

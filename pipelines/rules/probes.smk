@@ -18,13 +18,12 @@ rule probe:
     input:
         embeddings=rules.embed.output,
         labels=rules.label.output,
-        splits=SPLITS,
     output:
         directory(f"{RESULTS}/probes/{{model}}"),
     params:
         settings=STUDY.section("probe"),
     shell:
-        "ehrctx probe --embeddings {input.embeddings} --labels {input.labels} --splits {input.splits} "
+        "ehrctx probe --embeddings {input.embeddings} --labels {input.labels} "
         "--settings {params.settings:q} --out {output}"
 
 
@@ -32,13 +31,12 @@ rule probe_counts:
     input:
         timelines=TIMELINES,
         labels=rules.label.output,
-        splits=SPLITS,
     output:
         directory(f"{RESULTS}/probes/counts"),
     params:
         settings=STUDY.section("probe"),
     shell:
-        "ehrctx probe --timelines {input.timelines} --labels {input.labels} --splits {input.splits} "
+        "ehrctx probe --timelines {input.timelines} --labels {input.labels} "
         "--settings {params.settings:q} --out {output}"
 
 

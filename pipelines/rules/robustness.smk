@@ -16,7 +16,7 @@ rule perplexity:
     output:
         directory(f"{RESULTS}/robustness/perplexity/{{model}}"),
     params:
-        settings=STUDY.section("perplexity"),
+        settings=STUDY.section("perplexity", without=STUDY.perplexity.TABLE),
         batch_tokens=STUDY.pretraining.batch_tokens,
     threads: STUDY.pretraining.threads
     shell:

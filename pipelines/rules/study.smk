@@ -3,6 +3,7 @@ import fcntl
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
@@ -24,11 +25,11 @@ try:
     STUDY = validate(Study, config, "study")
     PROFILE = str(find_profile(STUDY.profile))
     TOKENIZER = str(find_spec(STUDY.tokenizer))
-    DEFINITIONS = [load_definition(task).model_dump_json() for task in STUDY.tasks]
+    TASKS = [load_definition(task) for task in STUDY.tasks]
     # A MEDS data set is used in place; without one, the cohort is simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
-    GIVEN = [str(file) for file in label_files(Path(STUDY.labels.given), STUDY.tasks).values()] if STUDY.labels.given else []
+    GIVEN = label_files(Path(STUDY.labels.given), [task.task for task in TASKS]) if STUDY.labels.given else {}
     EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
 except InputError as error:
     raise WorkflowError(str(error)) from None

@@ -27,7 +27,7 @@ def training(store: Timelines, context: int = 40, seed: int = 0, plan: Pretraini
 
 
 def assert_same(found: list[Step], expected: list[Step]) -> None:
-    assert [(s.index, s.draws, len(s.batches)) for s in found] == [(s.index, s.draws, len(s.batches)) for s in expected]
+    assert [(s.index, len(s.batches)) for s in found] == [(s.index, len(s.batches)) for s in expected]
     for a, b in zip(found, expected, strict=True):
         for (tokens_a, lengths_a), (tokens_b, lengths_b) in zip(a.batches, b.batches, strict=True):
             np.testing.assert_array_equal(tokens_a, tokens_b)
@@ -174,15 +174,18 @@ def test_only_the_subjects_given_are_drawn(store):
     assert {subject_of(store, row) for row in rows_of(list(batches.steps()))} == set(chosen.tolist())
 
 
-def test_passes_count_subjects_and_draws(store):
-    batches = training(store)
-    assert batches.passes(6) == (6, 6 / 13)
-    assert batches.passes(13) == (13, 1.0)
-    assert batches.passes(26) == (13, 2.0)
-    seen = 0
-    for step in batches.steps():
-        seen += sum(len(lengths) for _, lengths in step.batches)
-        assert step.draws - PLAN.pool_windows <= seen <= step.draws
+@pytest.mark.parametrize("tokens", [200, 500, 1_500, 6_000])
+@pytest.mark.parametrize("context", [16, 40, 300])
+def test_coverage_is_that_of_the_windows_that_were_cut(store, tokens, context):
+    batches = training(store, context, plan=PLAN.model_copy(update={"tokens": tokens}))
+    windows = rows_of(list(batches.steps()))
+    assert batches.coverage() == (len({subject_of(store, row) for row in windows}), len(windows) / len(TIMED))
+
+
+def test_a_budget_below_one_pass_does_not_see_everybody(store):
+    subjects, passes = training(store, plan=PLAN.model_copy(update={"tokens": 100, "tokens_per_step": 100})).coverage()
+    assert subjects < len(TIMED)
+    assert passes < 1
 
 
 @hypothesis_settings(max_examples=40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -157,6 +158,50 @@ def test_memory_holds_weights_gradients_and_moments_at_least(arch, device):
     assert 16 * row.parameters / 2**30 < less.memory_gib < row.memory_gib
     (full,) = plan_models([f"{arch}-paper-1024"], 39_818, Pretraining(precision="32-true"), device, 1e11)
     assert (full.memory_gib > row.memory_gib) == (device == "cuda"), "bfloat16 halves activations on CUDA alone"
+
+
+def kept_bytes(model: TimelineModel, rows: int, length: int, kind: str) -> int:
+    """What the backward keeps of the states of a batch, every storage once; as on CUDA, with the scan in plain torch."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
+    with (
+        patch("ehrctx.models.ops.selective_scan.backend_for", return_value="torch"),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind == "bfloat16"),
+    ):
+        states = model.states(tokens)
+    assert states.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_activations_are_those_that_the_backward_keeps(arch, kind):
+    """Per token: two batches, as autocast's copies of the weights do not grow with the batch."""
+    model = built(f"{arch}-small-128")
+    layers, width = model.network.config.num_hidden_layers, model.hidden_size
+    grown = kept_bytes(model, 4, 128, kind) - kept_bytes(model, 2, 128, kind)
+    numbers = grown / (2 * 128 * layers * width * (2 if kind == "bfloat16" else 4))
+    assert module.ACTIVATIONS[kind][arch] == pytest.approx(numbers, rel=0.2)
+
+
+def test_a_scan_in_plain_torch_is_bound_by_its_steps_on_cuda():
+    """The longer the windows, the fewer go side by side, and the more steps there are."""
+    settings = Pretraining(tokens=10_000_000)
+    short, long = plan_models(["mamba-paper-1024", "mamba-paper-16384"], VOCABULARY, settings, "cuda", 1e15)
+    assert (short.windows_per_batch, long.windows_per_batch) == (16, 1)
+    steps = 24 * 10_000_000 * module.SCAN_STEP_SECONDS
+    assert long.seconds - short.seconds == pytest.approx(steps * (1 - 1 / 16))
+    on_cpu = plan_models(["mamba-paper-1024", "mamba-paper-16384"], VOCABULARY, settings, "cpu", 1e15)
+    assert on_cpu[0].seconds == on_cpu[1].seconds
 
 
 def test_one_window_longer_than_a_batch_is_in_memory_all_the_same():

@@ -163,8 +163,9 @@ def test_embeddings_of_the_cohort(cohort, model_folder, some_labels, seen_tokens
     index, rows = read_embeddings(out)
     labels = pl.concat([f.select("subject_id", "prediction_time") for f in read_labels(some_labels).values()])
     wanted = {row for row in labels.rows() if row[0] != 10**9}
+    split = dict(pl.read_parquet(cohort.splits).select("subject_id", "split").iter_rows())
     assert len(index.rows()) == len(wanted)
-    assert set(index.rows()) == wanted
+    assert set(index.rows()) == {(*row, split[row[0]]) for row in wanted}
     assert index.rows() == sorted(index.rows())
     without = {row for row in labels.rows() if row[0] == 10**9}
     assert facts["without_timeline"] == len(without) > 0
@@ -174,7 +175,7 @@ def test_embeddings_of_the_cohort(cohort, model_folder, some_labels, seen_tokens
     place = {int(s): i for i, s in enumerate(store.subjects["subject_id"])}
     lengths = []
     for i in range(0, index.height, 7):
-        subject, time = index.row(i)
+        subject, time, _ = index.row(i)
         seen = seen_tokens(store, place[subject], np.datetime64(time, "us"))
         lengths.append(len(seen))
         expected = last_state(model, window(store, place[subject], seen, 64))

@@ -53,7 +53,7 @@ def labels(cohort, write_labels_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def counted(cohort, labels, tmp_path_factory):
     out = tmp_path_factory.mktemp("counts") / "predictions"
-    facts = probe_counts(cohort.timelines, labels, cohort.splits, GRID, out)
+    facts = probe_counts(cohort.timelines, labels, GRID, out)
     return out, facts, *read_predictions(out)
 
 
@@ -156,7 +156,7 @@ def test_count_predictions_refitted_by_hand(counted, cohort, seen_tokens):
 def test_the_study_chooses_the_heads_on_counts(counted, cohort, labels, tmp_path):
     """One head alone: its predictions are those that it makes beside the others."""
     only = GRID.model_copy(update={"baselines": ("lightgbm",)})
-    facts = probe_counts(cohort.timelines, labels, cohort.splits, only, tmp_path / "predictions")
+    facts = probe_counts(cohort.timelines, labels, only, tmp_path / "predictions")
     _, predictions, _ = read_predictions(tmp_path / "predictions")
     assert predictions.equals(counted[3].filter(pl.col("head") == "lightgbm"))
     assert set(facts["guo_los"]) == {"without_features", "lightgbm"}
@@ -167,7 +167,7 @@ def test_the_labels_of_held_out_subjects_change_no_prediction(counted, cohort, w
     held_out = pl.read_parquet(cohort.splits).filter(pl.col("split") == "held_out")["subject_id"].to_list()
     flipped = pl.col("boolean_value") ^ pl.col("subject_id").is_in(held_out)
     labels = write_labels_folder(tmp_path / "labels", {"guo_los": stays.with_columns(boolean_value=flipped)})
-    probe_counts(cohort.timelines, labels, cohort.splits, GRID, tmp_path / "predictions")
+    probe_counts(cohort.timelines, labels, GRID, tmp_path / "predictions")
     _, predictions, _ = read_predictions(tmp_path / "predictions")
     before = counted[3].filter(pl.col("task") == "guo_los")
     assert predictions.drop("y").equals(before.drop("y"))
@@ -187,7 +187,8 @@ def embeddings(cohort, labels, tmp_path_factory):
     rows[:, 2] += 6 * kept["boolean_value"].to_numpy()
     with new_artifact(folder, EMBEDDINGS, {"model": "gpt-tiny-64"}, {"labels": labels}, {}) as partial:
         np.save(partial / "embeddings.npy", rows)
-        kept.select("subject_id", "prediction_time").write_parquet(partial / "index.parquet")
+        of = pl.Series("split", [split[s] for s in kept["subject_id"]])
+        kept.select("subject_id", "prediction_time", of).write_parquet(partial / "index.parquet")
     n_absent = stays.filter(pl.col("subject_id") == absent).height
     return folder, n_absent
 
@@ -195,7 +196,7 @@ def embeddings(cohort, labels, tmp_path_factory):
 def test_each_label_meets_its_own_embedding(cohort, labels, embeddings, tmp_path):
     """The index is in no order: had rows been mixed up, the planted signal would be lost."""
     folder, n_absent = embeddings
-    facts = probe_embeddings(folder, labels, cohort.splits, GRID, tmp_path / "predictions")
+    facts = probe_embeddings(folder, labels, GRID, tmp_path / "predictions")
     model, predictions, _ = read_predictions(tmp_path / "predictions")
     assert model == "gpt-tiny-64"
     assert facts["guo_los"]["without_features"] == n_absent > 0
@@ -206,14 +207,14 @@ def test_each_label_meets_its_own_embedding(cohort, labels, embeddings, tmp_path
 
 def test_embeddings_of_other_labels_are_refused(cohort, embeddings, tmp_path):
     with pytest.raises(InputError, match="other labels"):
-        probe_embeddings(embeddings[0], cohort.labels, cohort.splits, GRID, tmp_path / "predictions")
+        probe_embeddings(embeddings[0], cohort.labels, GRID, tmp_path / "predictions")
 
 
 def test_a_task_without_tuning_rows_is_probed_all_the_same(cohort, write_labels_folder, tmp_path):
     stays = read_labels(cohort.labels)["guo_los"]
     tuning = pl.read_parquet(cohort.splits).filter(pl.col("split") == "tuning")
     labels = write_labels_folder(tmp_path / "labels", {"t": stays.join(tuning, on="subject_id", how="anti")})
-    facts = probe_counts(cohort.timelines, labels, cohort.splits, GRID, tmp_path / "predictions")
+    facts = probe_counts(cohort.timelines, labels, GRID, tmp_path / "predictions")
     _, predictions, _ = read_predictions(tmp_path / "predictions")
     assert [facts["t"][head]["tuning_auroc"] for head in HEADS] == [None] * 3
     assert predictions["split"].unique().to_list() == ["held_out"]

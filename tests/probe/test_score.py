@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -16,7 +17,7 @@ from ehrctx.artifacts import fingerprint, new_artifact
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import KIND as PREDICTED
 from ehrctx.probe.predict import PREDICTIONS, probe_counts, read_predictions
-from ehrctx.probe.score import mask, model_tables, score_tables, write_scores
+from ehrctx.probe.score import model_tables, score_tables, write_scores
 from ehrctx.probe.statistics import subject_draws
 from ehrctx.study import Privacy, Probe, Statistics
 from ehrctx.tasks.label_sets import read_labels
@@ -84,6 +85,7 @@ def test_scores_and_differences_of_the_held_out_split(frames, score):
         limits = np.quantile(replicates[model], [0.05, 0.95])
         assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
         assert (found["n"], found["n_positive"], found["n_subjects"]) == (len(y), y.sum(), len(set(subjects)))
+        assert found["n_positive_subjects"] == len(set(subjects[y]))
     assert table["task"].unique().to_list() == ["stay"], "one task has no macro mean"
     for model, reference in (("a", "b"), ("b", "a")):
         found = row(differences, model=model, reference=reference, score=score)
@@ -180,6 +182,7 @@ def test_macro_is_the_mean_over_the_tasks_that_every_model_predicted(with_macro,
         assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
         assert found["n"] == sum(len(y) for y, _, _ in labels)
         assert found["n_positive"] == sum(y.sum() for y, _, _ in labels)
+        assert found["n_positive_subjects"] == len({s for y, _, subjects in labels for s in subjects[y]})
         assert found["n_subjects"] == len({s for _, _, subjects in labels for s in subjects})
         for reference, (other, of_other) in values.items():
             if reference != model:
@@ -240,24 +243,18 @@ def test_nothing_to_score_gives_empty_tables():
     assert {"task", "model", "score", "value", "lower", "upper", "n", "n_positive", "n_subjects"} <= set(table.columns)
 
 
-def masked(counts: list[int], minimum: int) -> list[str]:
-    privacy = Privacy(minimum_count=minimum)
-    return pl.DataFrame({"n": counts}).select(mask(pl.col("n"), privacy)).to_series().to_list()
+@pytest.fixture(scope="module")
+def counts(cohort, tmp_path_factory):
+    """Predictions from counts of the cohort's tokens."""
+    folder = tmp_path_factory.mktemp("probes") / "counts"
+    probe_counts(cohort.timelines, cohort.labels, ONE_HEAD, folder)
+    return folder
 
 
-def test_small_counts_are_masked():
-    assert masked(list(range(1, 10)), 10) == ["<10"] * 9
-    assert masked([0, 10, 11, 1_234], 10) == ["0", "10", "11", "1234"]
-    assert masked([0, 1, 2], 1) == ["0", "1", "2"]
-    assert masked([4, 5], 5) == ["<5", "5"]
-
-
-def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
-    counts = tmp_path / "probes" / "counts"
-    probe_counts(cohort.timelines, cohort.labels, cohort.splits, ONE_HEAD, counts)
+def test_scores_of_the_cohort_end_to_end(cohort, counts, write_model, tmp_path):
     _, predictions, facts = read_predictions(counts)
     copy = tmp_path / "probes" / "mamba-tiny-16"
-    with new_artifact(copy, PREDICTED, {"model": "mamba-tiny-16"}, {}, facts) as partial:
+    with new_artifact(copy, PREDICTED, {"model": "mamba-tiny-16"}, {"labels": cohort.labels}, facts) as partial:
         predictions.with_columns(model=pl.lit("mamba-tiny-16")).write_parquet(partial / "predictions.parquet")
     model = write_model(tmp_path / "models" / "mamba-tiny-16", "mamba-tiny-16", cohort.timelines)
     out = tmp_path / "report"
@@ -283,14 +280,19 @@ def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
         for name in ("train", "tuning", "held_out"):
             ids = split.filter(pl.col("split") == name)["subject_id"]
             part = labels.filter(pl.col("subject_id").is_in(ids.to_list()))
+            positive = part.filter(pl.col("boolean_value"))
             numbers = {
                 "n": part.height,
-                "n_positive": part["boolean_value"].sum(),
+                "n_positive": positive.height,
                 "n_subjects": len(set(part["subject_id"])),
+                "n_positive_subjects": len(set(positive["subject_id"])),
             }
             written = row(tables["labels"], task=task, split=name)
             for key, number in numbers.items():
-                assert written[key] == ("<60" if 0 < number < 60 else str(number))
+                whole = numbers[{"n_positive": "n", "n_positive_subjects": "n_subjects"}.get(key, key)]
+                rest = whole - number
+                bound = f">={max(60, whole - 59)}" if 0 < rest < 60 else str(number)
+                assert written[key] == ("<60" if 0 < number < 60 else bound)
                 seen.append(written[key])
     assert "<60" in seen
     assert any(value.isdigit() and value != "0" for value in seen)
@@ -304,6 +306,41 @@ def test_scores_of_the_cohort_end_to_end(cohort, write_model, tmp_path):
     provenance = json.loads((out / "provenance.json").read_text())
     for path in (counts, copy, model, cohort.labels, cohort.splits):
         assert fingerprint(path) in provenance["inputs"].values()
+
+
+def test_the_mean_does_not_give_a_hidden_task_away(cohort, counts, tmp_path):
+    """Of three tasks one has few positive labels: the sum over them minus the others would tell how many."""
+    shown = {}
+    for minimum in (1, 30):
+        out, privacy = tmp_path / str(minimum), Privacy(minimum_count=minimum)
+        write_scores([counts], [], cohort.labels, cohort.splits, STATISTICS, privacy, out)
+        table = pl.read_csv(out / "scores.csv", infer_schema=False).filter(score="auroc")
+        shown[minimum] = dict(table.select("task", "n_positive").iter_rows())
+    exact = {task: int(n) for task, n in shown[1].items()}
+    assert exact["macro"] == sum(n for task, n in exact.items() if task != "macro")
+    hidden = [task for task, n in exact.items() if 0 < n < 30]
+    assert len(hidden) == 1
+    assert shown[30][hidden[0]] == "<30"
+    assert shown[30]["macro"] == f">={max(n for task, n in exact.items() if task != 'macro')}"
+
+
+def test_predictions_of_other_labels_or_other_splits_and_repeated_ones_are_refused(cohort, counts, tmp_path):
+    words = [STATISTICS, Privacy(), tmp_path / "report"]
+    with pytest.raises(InputError, match="predictions of 'counts' are given twice"):
+        write_scores([counts, counts], [], cohort.labels, cohort.splits, *words)
+    other = tmp_path / "labels"
+    shutil.copytree(cohort.labels, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"facts": {}}))
+    with pytest.raises(InputError, match="made from other labels"):
+        write_scores([counts], [], other, cohort.splits, *words)
+    moved = pl.read_parquet(cohort.splits).with_columns(
+        split=pl.when(pl.col("split") == "held_out").then(pl.lit("tuning")).otherwise(pl.col("split"))
+    )
+    moved.write_parquet(tmp_path / "splits.parquet")
+    with pytest.raises(InputError, match=r"splits\.parquet puts [0-9]+ subjects into another split"):
+        write_scores([counts], [], cohort.labels, tmp_path / "splits.parquet", *words)
+    assert not (tmp_path / "report").exists()
 
 
 def test_models_and_their_curves_are_told(cohort, write_model, tmp_path):
@@ -335,7 +372,7 @@ def test_a_task_that_cannot_be_estimated_says_why(cohort, write_labels_folder, t
     labels = write_labels_folder(
         tmp_path / "labels", {"never": stays.with_columns(boolean_value=pl.lit(False)), "stay": stays}
     )
-    probe_counts(cohort.timelines, labels, cohort.splits, ONE_HEAD, tmp_path / "counts")
+    probe_counts(cohort.timelines, labels, ONE_HEAD, tmp_path / "counts")
     privacy = Privacy(minimum_count=1)
     table = write_scores([tmp_path / "counts"], [], labels, cohort.splits, STATISTICS, privacy, tmp_path / "report")
     assert table["task"].unique().to_list() == ["stay"]

@@ -23,7 +23,7 @@ FOURTEEN = (
     "lab_hyponatremia", "lab_anemia", "new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus",
     "new_acutemi",
 )  # fmt: skip
-COUNTED = {"n": "400", "n_positive": "40", "n_subjects": "300"}
+COUNTED = {"n": "400", "n_positive": "40", "n_subjects": "300", "n_positive_subjects": "35"}
 NAN = float("nan")
 
 

@@ -224,13 +224,48 @@ def test_quartiles_of_one_task():
     assert bars(figure.axes[0], "64 tokens")[0][0][1] == pytest.approx(0.2)
 
 
-def test_masked_counts_show_no_share_of_positives():
+@pytest.mark.parametrize("counts", [("<10", "<10"), ("40", "<10"), ("40", ">=31")])
+def test_masked_counts_show_no_share_of_positives(counts):
     models = grid(["gpt"], [64])
-    figure = score_by_quartile(strata_table(models, n="<10", n_positive="<10"), models, "rr_1")
+    n, n_positive = counts
+    figure = score_by_quartile(strata_table(models, ("stay",), n=n, n_positive=n_positive), models, "rr_1")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(STRATA[:4])
-    assert "n = <10 labels" in figure._suptitle.get_text()
-    figure = score_by_quartile(strata_table(models, n="40", n_positive="<10"), models, "rr_1")
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(STRATA[:4])
+    assert f"n = {n} labels" in figure._suptitle.get_text()
+
+
+def test_the_share_below_a_mean_of_scores_is_a_mean_of_shares():
+    """One task of 1,000 labels with 1 % positive and one of 10 with half: 25.5 %, and not the pooled 1.5 %."""
+    models = grid(["gpt"], [64])
+    tasks = (
+        strata_table(models, ("large",), n="1000", n_positive="10"),
+        strata_table(models, ("rare",), n="10", n_positive="5"),
+    )
+    mean = strata_table(models, ("macro",), n="1010", n_positive="15")
+    figure = score_by_quartile(pl.concat([mean, *tasks]), models, "rr_1")
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [f"{q}\n26%" for q in STRATA[:4]]
+
+
+def test_a_study_of_one_task_shows_its_quarters():
+    models = grid(["gpt"], [64])
+    figure = score_by_quartile(strata_table(models, ("stay",)), models, "rr_1")
+    assert figure.axes[0].get_ylabel() == "Brier score\nstay"
+
+
+def test_without_lightgbm_no_grey_line_is_announced():
+    models = grid(["gpt"], [64])
+    table = strata_table(models, ("stay",)).filter(pl.col("head") != "lightgbm")
+    assert "grey" not in score_by_quartile(table, models, "rr_1")._suptitle.get_text()
+
+
+def test_sizes_and_seeds_have_lines_of_their_own():
+    models = models_of("gpt-tiny-64", "gpt-tiny-512", "gpt-small-64", "gpt-small-512", "gpt-small-64-s1")
+    table = pl.DataFrame([score("stay", m, 0.6 + 0.01 * i) for i, m in enumerate(models["model"])])
+    figure = score_by_context(table, models)
+    tiny, small = (bars(figure.axes[0], f"GPT {size}") for size in ("tiny", "small"))
+    assert [y for _, y in tiny[0]] == pytest.approx([0.60, 0.61])
+    assert [y for _, y in small[0]] == pytest.approx([0.62, 0.63]), "the other seed is not joined to this one"
+    assert tiny[2].get_markerfacecolor() != small[2].get_markerfacecolor()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["GPT tiny", "GPT small"]
 
 
 def test_the_sizes_of_all_quarters_are_shown():

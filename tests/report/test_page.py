@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from planted import HEADS, NAN, difference, grid, study_tables, write_study
 
 from ehrctx.errors import InputError
+from ehrctx.probe.suppression import COUNTS
 from ehrctx.report import page
 from ehrctx.report.figures import validation_curves
 from ehrctx.report.page import TABLES, read_tables, task_sentences, write_report
@@ -106,7 +107,7 @@ def tables():
     found = study_tables(grid(["gpt", "mamba"], [64, 512]), ["macro", "stay", "a<b>c&d"])
     never = pl.DataFrame(
         [
-            {"task": "never", "split": s, "n": "70", "n_positive": "0", "n_subjects": "60"}
+            {"task": "never", "split": s, "n": "70", "n_positive": "0", "n_subjects": "60", "n_positive_subjects": "0"}
             | {"note": "one class only in train and held_out"}
             for s in ("train", "tuning", "held_out")
         ]
@@ -124,8 +125,8 @@ def test_every_score_is_at_its_place(whole, tables):
     _, parsed = whole
     for name, key in (("AUROC", "auroc"), ("AUPRC", "auprc"), ("Brier score", "brier")):
         header, rows = table_of(parsed, name)
-        assert header[-3:] == ["n", "positive", "subjects"]
-        assert header[1:-3] == [*tables["models"]["model"], *NAMES.values()]
+        assert header[-2:] == ["labelssubjects", "positive"]
+        assert header[1:-2] == [*tables["models"]["model"], *NAMES.values()]
         assert [row[0] for row in rows] == ["mean over tasks", "stay", "a<b>c&d"]
         checked = 0
         for row in tables["scores"].filter(pl.col("score") == key).iter_rows(named=True):
@@ -133,7 +134,7 @@ def test_every_score_is_at_its_place(whole, tables):
             title = "mean over tasks" if row["task"] == "macro" else row["task"]
             (cells,) = [cells for cells in rows if cells[0] == title]
             assert cells[column] == f"{row['value']:.3f}{row['lower']:.3f}–{row['upper']:.3f}"
-            assert cells[-3:] == ["400", "40", "300"]
+            assert cells[-2:] == ["400300", "4035"]  # the labels, below them their subjects
             checked += 1
         assert checked == 3 * 7
 
@@ -165,11 +166,11 @@ def test_only_what_surely_differs_from_the_strongest_head_is_marked(make, tables
 
 def test_few_positives_are_never_marked(make, tables):
     sure = tables["differences"].with_columns(lower=pl.lit(0.1), upper=pl.lit(0.2))
-    few = {"scores": tables["scores"].with_columns(n_positive=pl.lit("<10"))}
-    _, parsed = make(tables | few | {"differences": sure.with_columns(n_positive=pl.lit("<10"))})
+    few = {"scores": tables["scores"].with_columns(n_positive_subjects=pl.lit("<10"))}
+    _, parsed = make(tables | few | {"differences": sure.with_columns(n_positive_subjects=pl.lit("<10"))})
     assert parsed.verdicts == []
     assert "too few to judge" in parsed.text
-    assert "too few positive labels (<10) to judge context lengths" in parsed.text
+    assert "too few positive subjects (<10) to judge context lengths" in parsed.text
 
 
 def test_a_model_without_a_score_has_an_empty_cell(make, tables):
@@ -179,7 +180,7 @@ def test_a_model_without_a_score_has_an_empty_cell(make, tables):
     header, rows = table_of(parsed, "AUROC")
     (stay,) = [row for row in rows if row[0] == "stay"]
     assert stay[header.index("gpt-tiny-64")] == "–"
-    assert all(re.match(r"0\.\d{3}", cell) for i, cell in enumerate(stay[1:-3], 1) if header[i] != "gpt-tiny-64")
+    assert all(re.match(r"0\.\d{3}", cell) for i, cell in enumerate(stay[1:-2], 1) if header[i] != "gpt-tiny-64")
 
 
 def test_an_undefined_interval_is_a_dash(make, tables):
@@ -187,12 +188,13 @@ def test_an_undefined_interval_is_a_dash(make, tables):
     differences = tables["differences"].with_columns(lower=pl.lit(NAN), upper=pl.lit(NAN))
     _, parsed = make(tables | {"scores": undefined, "differences": differences})
     header, rows = table_of(parsed, "AUROC")
-    assert all(cell.endswith("–––") for row in rows for cell in row[1:-3])
+    assert all(cell.endswith("–––") for row in rows for cell in row[1:-2])
     assert parsed.verdicts == []
-    assert "excludes 0;" not in parsed.text
-    assert "helps" not in parsed.text
-    assert "hurts" not in parsed.text
-    assert len(header) == 11
+    assert "its interval" not in parsed.text
+    assert "it has no interval" in parsed.text
+    assert "context helps" not in parsed.text
+    assert "context hurts" not in parsed.text
+    assert len(header) == 10
 
 
 def test_nothing_is_fetched_from_elsewhere(whole, tables):
@@ -216,23 +218,24 @@ def test_a_task_that_is_not_estimable_says_why(whole, tables):
     (labels,) = [t for t in parsed.tables if t[1][0] == "task"]
     assert labels[0] == ["", "train", "tuning", "held_out", ""]
     of_tasks = {row[0]: row[1:] for row in labels[2:]}
-    assert of_tasks["never"] == [*["70", "0", "60"] * 3, "one class only in train and held_out"]
-    assert of_tasks["stay"] == [*["400", "40", "300"] * 3, ""]
+    assert of_tasks["never"] == [*["70", "60", "0", "0"] * 3, "one class only in train and held_out"]
+    assert of_tasks["stay"] == [*["400", "300", "40", "35"] * 3, ""]
     assert "never" not in [row[0] for row in table_of(parsed, "AUROC")[1]]
 
 
 def test_masked_counts_stay_masked(make):
-    masked = study_tables(grid(["gpt"], [64, 512]), ["macro", "stay"], n="41", n_positive="<10", n_subjects="<10")
+    counts = {"n": "41", "n_positive": "<10", "n_subjects": ">=10", "n_positive_subjects": "<10"}
+    masked = study_tables(grid(["gpt"], [64, 512]), ["macro", "stay"], **counts)
     masked["models"] = masked["models"].with_columns(subjects=pl.lit("<10"))
     masked["perplexity"] = masked["perplexity"].with_columns(n_subjects=pl.lit("<10"))
     _, parsed = make(masked, minimum_count=10)
     for name in ("AUROC", "AUPRC", "Brier score"):
-        assert [row[-3:] for row in table_of(parsed, name)[1]] == [["41", "<10", "<10"]] * 2
+        assert [row[-2:] for row in table_of(parsed, name)[1]] == [["41≥10", "<10<10"]] * 2
     (labels,) = [t for t in parsed.tables if t[1][0] == "task"]
-    assert labels[2][1:] == [*["41", "<10", "<10"] * 3, ""]
+    assert labels[2][1:] == [*["41", "≥10", "<10", "<10"] * 3, ""]
     header, rows = table_of(parsed, "model")
     assert {row[header.index("subjects seen")] for row in rows} == {"<10"}
-    assert "Counts under 10 are shown as “<10”." in parsed.text
+    assert "Counts under 10 are shown as “<10”; one that would give such a count away" in parsed.text
 
 
 def test_names_are_escaped(make, tables):
@@ -286,7 +289,7 @@ def test_the_models_table_holds_the_models(whole, tables):
         assert cells["validation loss (nats)"] == f"{4.5 + i / 100:.3f}"
 
 
-def test_without_means_and_perplexities_the_page_says_so(make, tables):
+def test_one_task_has_its_own_quarters_and_missing_perplexities_are_told(make, tables):
     """One task, and timelines too short for a bin of positions."""
     one = {
         "scores": tables["scores"].filter(pl.col("task") == "stay"),
@@ -294,9 +297,14 @@ def test_without_means_and_perplexities_the_page_says_so(make, tables):
         "perplexity": tables["perplexity"].clear(),
     }
     _, parsed = make(tables | one)
-    assert "No task is estimable for every model, so there is no mean by quarter." in parsed.text
     assert "No bin of positions holds enough tokens" in parsed.text
-    assert len([tag for tag in parsed.tags if tag == "img"]) == 2
+    assert len([tag for tag in parsed.tags if tag == "img"]) == 2 + len(page.SHOWN_PROPERTIES)
+    assert ", stay); the interval excludes 0" in parsed.text
+
+
+def test_without_quarters_the_page_says_so(make, tables):
+    _, parsed = make(tables | {"strata": tables["strata"].clear()})
+    assert "No task is estimable, so there are no scores by quarter." in parsed.text
 
 
 def test_without_any_score_the_labels_say_why(make, tables):
@@ -354,7 +362,7 @@ def test_masked_counts_are_read_as_text_and_numbers_as_numbers(tmp_path, tables)
     assert read["labels"]["n"].unique().sort().to_list() == ["400", "70"]
     for name in ("scores", "differences", "strata"):
         assert all(read[name].schema[c] == pl.Float64 for c in ("value", "lower", "upper"))
-        assert all(read[name].schema[c] == pl.String for c in ("n", "n_positive", "n_subjects"))
+        assert all(read[name].schema[c] == pl.String for c in COUNTS)
 
 
 def test_the_same_tables_give_the_same_page(undrawn, tmp_path, tables, monkeypatch):

@@ -29,6 +29,9 @@ BACKENDS = ("numba", "torch")
 
 # 16-64 are within 20 % of each other on CPU; 32 keeps a chunk of 8 x 512 x 256 x 16 below 70 MiB.
 CHUNK = 32
+_CELLS = (
+    2**26
+)  # float32 numbers of one chunk [time, batch, state, channels]: 256 MiB, of which the backward holds three
 
 
 def _decay_and_input(delta: Tensor, a: Tensor, b: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,23 +57,24 @@ class _SelectiveScan(torch.autograd.Function):
         drive = delta * u
         y = torch.empty_like(u)
         state = u.new_zeros(batch, a.shape[0], channels)
-        boundaries = []
+        boundaries = []  # the states before each chunk but the first, which are zero
         for start in range(0, length, CHUNK):
             chunk = slice(start, min(start + CHUNK, length))
-            if keep_boundaries:
+            if keep_boundaries and start:
                 boundaries.append(state)
             states = _states(*_decay_and_input(delta[chunk], a, b[chunk], drive[chunk]), state)
             torch.matmul(c[chunk].unsqueeze(2), states, out=y[chunk].unsqueeze(2))
             state = states[-1].clone()
         if keep_boundaries:
-            ctx.save_for_backward(u, delta, a, b, c, torch.stack(boundaries))
+            ctx.save_for_backward(u, delta, a, b, c, *boundaries)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        u, delta, a, b, c, boundaries = ctx.saved_tensors
+        u, delta, a, b, c, *boundaries = ctx.saved_tensors
         length = len(u)
+        boundaries = [u.new_zeros(u.shape[1], a.shape[0], u.shape[2]), *boundaries]
         drive = delta * u
         grad_y = grad_y.contiguous()
         grad_delta, grad_u = torch.empty_like(delta), torch.empty_like(u)
@@ -100,8 +104,18 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _torch_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    u, delta, b, c = (x.float().transpose(0, 1).contiguous() for x in (u, delta, b, c))
-    y = _SelectiveScan.apply(u, delta, a.float().t().contiguous(), b, c, torch.is_grad_enabled())
+    u, delta, b, c = (x.float().transpose(0, 1) for x in (u, delta, b, c))
+    a = a.float().t().contiguous()
+    # a batch of very many short sequences goes in parts, as its states are held for all of them at once
+    rows = max(1, _CELLS // (min(CHUNK, len(u)) * a.numel()))
+    parts = zip(*(x.split(rows, dim=1) for x in (u, delta, b, c)), strict=True)
+    scanned = [
+        _SelectiveScan.apply(
+            u_.contiguous(), delta_.contiguous(), a, b_.contiguous(), c_.contiguous(), torch.is_grad_enabled()
+        )
+        for u_, delta_, b_, c_ in parts
+    ]
+    y = scanned[0] if len(scanned) == 1 else torch.cat(scanned, dim=1)
     return (y + d.float() * u).transpose(0, 1)
 
 
