@@ -71,7 +71,7 @@ class HashSplits(Config):
     """Splits drawn from a hash of the subject, which replace the data set's own."""
 
     hash: tuple[float, float, float] = Field(description="shares of train, tuning and held_out; they add up to 1")
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, lt=2**63, description="of the hash, as femr takes it")
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

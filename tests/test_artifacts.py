@@ -209,3 +209,46 @@ def test_exclusive_waits_for_its_holder_and_says_so(tmp_path):
         done.touch()
     out, _ = waiting.communicate(timeout=30)
     assert out == "True\n"
+
+
+@pytest.mark.parametrize("kind", ["partial", "replaced.partial"])
+@pytest.mark.parametrize("process", ["own", "dead"])
+def test_leftovers_of_every_kind_are_removed(tmp_path, source, kind, process):
+    """In a container, a command that was killed and is started again often has the number that it had."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    number = os.getpid() if process == "own" else dead.pid
+    name = "out [v1]"  # brackets are no pattern
+    write(tmp_path, f".{name}.{kind}-{number}/half.txt", "half")
+    make(tmp_path / name, source)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name, "source.csv"]
+
+
+def test_leftovers_of_a_running_process_are_left_alone(tmp_path, source):
+    write(tmp_path, f".out.partial-{os.getppid()}/half.txt", "half")
+    make(tmp_path / "out", source)
+    assert (tmp_path / f".out.partial-{os.getppid()}").is_dir()
+
+
+def test_fingerprint_follows_links(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere, "0.parquet", "events")
+    (tmp_path / "meds").mkdir()
+    (tmp_path / "meds" / "data").symlink_to(elsewhere)
+    before = fingerprint(tmp_path / "meds")
+    write(elsewhere, "0.parquet", "other events")
+    assert fingerprint(tmp_path / "meds") != before
+
+
+def test_damaged_manifest_is_an_input_error(tmp_path, source):
+    make(tmp_path / "out", source)
+    file = tmp_path / "out" / MANIFEST
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(InputError, match=r"manifest\.json is damaged.*make it again"):
+        read_manifest(tmp_path / "out", "thing")
+
+
+@pytest.mark.parametrize("writer", [new_file, lambda path: new_artifact(path, "thing", {}, {})])
+def test_a_place_below_a_file_is_an_input_error(tmp_path, source, writer):
+    with pytest.raises(InputError, match=r"source\.csv cannot be made: .* Give another place"), writer(source / "out"):
+        pass

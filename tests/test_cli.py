@@ -263,7 +263,7 @@ def test_perplexity_by_position_from_the_command_line(run, cohort, untrained, tm
     code, said, _ = run("perplexity", "--model", untrained, *shared, "--out", losses, "--settings", "{subjects: 5}")
     assert code == 0
     facts = json.loads(said)
-    assert (facts["subjects"], facts["window"], facts["stride"]) == (5, 32, 16)
+    assert (facts["subjects"], facts["window"], facts["stride"]) == ("<10", 32, 16), "few people are not counted aloud"
     table = pl.read_parquet(losses / "losses.parquet")
     assert table["subject_id"].n_unique() == 5
     assert facts["tokens_scored"] == table.height

@@ -116,8 +116,7 @@ class PretrainingModule(LightningModule):
         self.model.eval()
         total, n = 0.0, 0
         for batch in validation_batches(self.batches.windows, self.tuning_subjects, self.settings.batch_tokens):
-            with self.trainer.precision_plugin.forward_context():
-                loss, predicted = self.model.loss(*_tensors(batch, self.device))
+            loss, predicted = self.model.loss(*_tensors(batch, self.device))
             total, n = total + loss.item(), n + predicted
         self.model.train()
         return total / n

@@ -43,7 +43,8 @@ class _Validation(Callback):
         assert isinstance(module, PretrainingModule)
         steps, total, n = module.progress["steps"], module.batches.n_steps, module.settings.validations
         if steps * n // total > (steps - 1) * n // total:
-            loss = module.validation_loss()
+            with trainer.precision_plugin.forward_context():
+                loss = module.validation_loss()
             module.progress["validation"].append([module.progress["tokens"], loss])
             for logger in trainer.loggers:
                 logger.log_metrics({"validation_loss": loss}, step=steps)

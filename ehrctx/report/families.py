@@ -17,7 +17,7 @@ NAMES = {"gpt": "GPT", "llama": "Llama", "mamba": "Mamba", "hyena": "Hyena"}
 
 @dataclass(frozen=True)
 class Family:
-    """`models` holds the name of each (context, seed); `name` is for readers, `GPT small` where there are more sizes."""
+    """`models` holds the name of each (context, seed); `name` is for readers, `GPT small` beside other sizes."""
 
     arch: str
     size: str

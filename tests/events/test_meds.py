@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
-from ehrctx.events.meds import open_dataset, read_codes, read_raw, read_shard, violations_of
+from ehrctx.events.meds import check_splits, open_dataset, read_codes, read_raw, read_shard, violations_of
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.events.splits import read_splits, subject_splits
 
@@ -332,3 +332,24 @@ def test_codes_table(write_meds, tmp_path):
     dataset = open_dataset(write_meds(tmp_path / "wrong", {"0": frame(GOOD)}, codes=pl.DataFrame({"concept": ["A"]})))
     with pytest.raises(InputError, match=r"codes\.parquet: the column 'code' is missing"):
         read_codes(dataset)
+
+
+def test_folder_names_are_no_patterns(write_meds, tmp_path):
+    rows = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["A"]}).cast({"time": pl.Datetime("us")})
+    dataset = open_dataset(write_meds(tmp_path / "meds [v1] *", {"0": rows}))
+    assert read_raw(dataset, dataset.shards[0]).height == 1
+
+
+def test_subject_ids_beyond_64_bits_are_refused_without_being_named(write_meds, tmp_path):
+    """Hashes often are unsigned."""
+    ids = pl.Series([7, 2**63 + SECRET], dtype=pl.UInt64)
+    rows = pl.DataFrame({"subject_id": ids, "time": [None, None], "code": ["A", "B"]}).cast({"time": pl.Datetime("us")})
+    dataset = open_dataset(write_meds(tmp_path, {"0": rows}))
+    with pytest.raises(InputError, match=r"0\.parquet, row 2: subject_id does not fit into 64 bits") as caught:
+        read_shard(dataset, dataset.shards[0], DatasetProfile(name="any"))
+    assert str(2**63 + SECRET) not in str(caught.value)
+    small = pl.DataFrame({"subject_id": ids.head(1), "split": ["train"]})
+    large = pl.DataFrame({"subject_id": ids, "split": ["train", "tuning"]})
+    assert check_splits(small, "splits") == []
+    (violation,) = check_splits(large, "splits")
+    assert violation.rows == (2,)

@@ -105,3 +105,9 @@ def test_broken_shard_is_refused_with_its_row(write_meds, tmp_path):
     with pytest.raises(InputError, match=r"data/0\.parquet, row 2: time goes back") as caught:
         subject_splits(dataset, None)
     assert str(SECRET) not in str(caught.value)
+
+
+def test_other_columns_of_a_table_of_splits_are_left_out(tmp_path):
+    table = pl.DataFrame({"subject_id": [1, 2], "split": ["train", "tuning"], "token": [0, 1]})
+    table.write_parquet(tmp_path / "splits.parquet")
+    assert read_splits(tmp_path / "splits.parquet").equals(table.drop("token"))

@@ -161,7 +161,7 @@ def test_memory_holds_weights_gradients_and_moments_at_least(arch, device):
 
 
 def kept_bytes(model: TimelineModel, rows: int, length: int, kind: str) -> int:
-    """What the backward keeps of the states of a batch, every storage once; as on CUDA, with the scan in plain torch."""
+    """What the backward keeps of a batch's states, every storage once; as on CUDA, with the scan in plain torch."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -456,3 +456,33 @@ def test_a_store_without_tuning_subjects_is_refused(small_timelines, tmp_path):
     np.save(copy / "subjects.npy", subjects)
     with pytest.raises(InputError, match="'tuning' holds no subject"):
         pretrain(copy, "gpt-tiny-32", PLAN, tmp_path / "model", tmp_path / "checkpoints")
+
+
+class Autocast(Callback):
+    """Whether autocast is on in each backward, and in each forward of a validation."""
+
+    def __init__(self) -> None:
+        self.in_backward: set[bool] = set()
+        self.in_validation: set[bool] = set()
+
+    def on_fit_start(self, trainer, module):
+        for parameter in module.parameters():
+            parameter.register_hook(lambda gradient: self.in_backward.add(torch.is_autocast_enabled("cpu")))
+        loss = module.model.loss
+
+        def watched(*batch):
+            if not module.model.training:
+                self.in_validation.add(torch.is_autocast_enabled("cpu"))
+            return loss(*batch)
+
+        module.model.loss = watched
+
+
+@pytest.mark.parametrize(("precision", "mixed"), [("bf16-mixed", True), ("32-true", False)])
+def test_precision_is_that_of_the_forward_and_the_backward_follows_it(small_timelines, tmp_path, precision, mixed):
+    """A backward within autocast would do our operators' float32 gradients in bfloat16."""
+    watching = Autocast()
+    plan = PLAN.model_copy(update={"precision": precision, "tokens": 400, "validations": 1})
+    pretrain(small_timelines, "mamba-tiny-32", plan, tmp_path / "out", tmp_path / "checkpoints", (), [watching])
+    assert watching.in_backward == {False}
+    assert watching.in_validation == {mixed}

@@ -343,6 +343,32 @@ def test_predictions_of_other_labels_or_other_splits_and_repeated_ones_are_refus
     assert not (tmp_path / "report").exists()
 
 
+def test_no_subject_is_named(cohort, write_labels_folder, write_model, tmp_path):
+    ids = 987_654_000 + np.arange(60)
+    labels = pl.DataFrame(
+        {"subject_id": ids, "prediction_time": [datetime(2001, 2, 3)] * 60, "boolean_value": ids % 3 == 0}
+    )
+    folder = write_labels_folder(tmp_path / "labels", {"stay": labels})
+    split = np.where(ids % 2, "train", "held_out")
+    pl.DataFrame({"subject_id": ids, "split": split}).write_parquet(tmp_path / "splits.parquet")
+    constants = {"task": "stay", "model": "counts", "head": "logistic_regression", "k": "all", "replicate": 0}
+    frame = labels.rename({"boolean_value": "y"}).with_columns(
+        split=pl.Series(split), p=0.5, **{k: pl.lit(v) for k, v in constants.items()}
+    )
+    with new_artifact(tmp_path / "counts", PREDICTED, {"model": "counts"}, {"labels": folder}, {"stay": {}}) as partial:
+        frame.select(pl.col(c).cast(t) for c, t in PREDICTIONS.items()).write_parquet(partial / "predictions.parquet")
+    model = write_model(tmp_path / "gpt-tiny-16", "gpt-tiny-16", cohort.timelines)
+    words = [STATISTICS, Privacy(), tmp_path / "report"]
+    write_scores([tmp_path / "counts"], [model], folder, tmp_path / "splits.parquet", *words)
+    files = list((tmp_path / "report").iterdir())
+    assert len(files) == 6
+    assert not [file.name for file in files if "987654" in file.read_text()]
+    pl.DataFrame({"subject_id": ids, "split": "held_out"}).write_parquet(tmp_path / "splits.parquet")
+    with pytest.raises(InputError, match="30 subjects into another split") as caught:
+        write_scores([tmp_path / "counts"], [model], folder, tmp_path / "splits.parquet", *words)
+    assert "987654" not in str(caught.value)
+
+
 def test_models_and_their_curves_are_told(cohort, write_model, tmp_path):
     names = ("llama-tiny-32", "hyena-tiny-16")
     table, curves = model_tables([write_model(tmp_path / name, name, cohort.timelines) for name in names])

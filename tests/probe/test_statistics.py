@@ -63,13 +63,15 @@ def test_one_class_has_a_brier_score_alone(label):
     assert np.isfinite(mixed[:, 2]).all()
 
 
-def test_many_replicates_are_cut_without_a_seam(monkeypatch):
+@pytest.mark.parametrize("cells", [1, 40, 41, 200])
+def test_many_replicates_are_cut_without_a_seam(monkeypatch, cells):
+    """In numpy; the compiled version goes through them one by one."""
     rng = np.random.default_rng(0)
     y, p, w = rng.random(40) < 0.3, rng.random(40).round(1), rng.integers(0, 3, size=(23, 40))
     whole = scores(y, p, w)
-    for cells in (1, 40, 41, 200):
-        monkeypatch.setattr(module, "_CELLS", cells)
-        np.testing.assert_allclose(scores(y, p, w), whole, atol=1e-12)
+    monkeypatch.setattr(module, "_CELLS", cells)
+    monkeypatch.setattr(module, "scores_of_replicates", None)
+    np.testing.assert_allclose(scores(y, p, w), whole, atol=1e-12)
 
 
 def test_order_of_the_rows_does_not_matter():

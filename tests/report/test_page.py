@@ -247,11 +247,6 @@ def test_names_are_escaped(make, tables):
     assert "a&lt;b&gt;c&amp;d" in text
 
 
-def test_no_subject_is_named(whole, tables):
-    text, _ = whole
-    assert "subject_id" not in text
-
-
 def test_the_sentences_are_those_of_the_tables(whole, tables):
     _, parsed = whole
     sentences = task_sentences(tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -107,6 +108,12 @@ def test_the_brier_score_of_all_quarters_together_is_that_of_the_task(made, tmp_
             n, value = own["n"].cast(int).to_numpy(), own["value"].cast(float).to_numpy()
             assert n.sum() == N_LABELS
             assert (n * value).sum() / n.sum() == pytest.approx(brier, abs=1e-6)
+
+
+def test_no_subject_is_named(made, tmp_path):
+    tables_of(made, tmp_path / "report")
+    for file in (tmp_path / "report").iterdir():
+        assert not re.search(r"9000[01][0-9]", file.read_text()), "a subject's id"
 
 
 def test_the_first_position_has_one_token_of_every_subject(made, tmp_path):

@@ -188,6 +188,18 @@ def test_column_of_a_wrong_type_is_refused(tmp_path, wrong):
     assert next(iter(wrong)) in message
 
 
+@pytest.mark.parametrize(
+    "grades",
+    [
+        pl.Series([0.0, 1e30]), pl.Series([0.0, float("inf")]), pl.Series([0.0, float("nan")]), pl.Series([0.0, 0.5]),
+        pl.Series([0, 2**63], dtype=pl.UInt64),
+    ],
+)  # fmt: skip
+def test_grades_that_are_no_whole_numbers_are_refused_by_row(tmp_path, grades):
+    said = refusal_of(read_given, put(frame(integer_value=grades), tmp_path / "labels.parquet"))
+    assert "row 2: integer_value is not a whole number" in said
+
+
 def test_file_that_is_no_parquet(tmp_path):
     file = tmp_path / "a.parquet"
     file.write_bytes(b"subject_id,prediction_time,boolean_value\n")
