@@ -2,7 +2,7 @@
 # make smoke    the same workflow on a pocket-size study, in about a minute
 # make test     the tests
 # make check    ruff and mypy
-# make bench    speed against named baselines, as JSON lines
+# make bench    speed against named baselines, as JSON lines (BENCH=--quick: a few minutes)
 # make dashboard  the MLflow dashboard, on this machine only
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/training_step.py
+	@for name in scan long_conv token_loss training_step batches bootstrap; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 dashboard: $(READY)
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000

@@ -1,44 +1,47 @@
-"""Mamba's training step, tiny size: our scan against transformers as it is. One JSON object a line.
+"""A training step (forward, backward, clip, fused AdamW), one thread: our models against transformers as it is.
 
-transformers' loop has a quadratic backward, so its baseline stops at 256 tokens; the longer cases compare our two CPU
-backends. Variants are interleaved; the figures are medians.
+Hyena, which transformers has not, is held against itself with the published operator and all logits at once.
+transformers' loop for Mamba has a quadratic backward: its baseline there is 2 x 256, and 1 x 512 at paper size.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
+import published
 import torch
-from transformers import MambaForCausalLM
+from measure import Variants, line, medians, quick
+from torch import nn
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, MambaForCausalLM
 
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.study import ModelId
 
-VOCABULARY = 2_000
+CLASSES: dict[str, Any] = {"gpt": GPT2LMHeadModel, "llama": LlamaForCausalLM, "mamba": MambaForCausalLM}
 
 
-def step(model: TimelineModel, tokens: torch.Tensor, lengths: torch.Tensor) -> None:
-    loss, n = model.loss(tokens, lengths)
-    (loss / n).backward()
-    model.zero_grad(set_to_none=True)
+def stepping(network: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+
+    return run
 
 
-def medians(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant, interleaved, after one warm-up each."""
-    for run in variants.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, run in variants.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def ours(model: TimelineModel, tokens: torch.Tensor) -> Callable[[], None]:
+    lengths = torch.full((len(tokens),), tokens.shape[1])
+
+    def loss() -> torch.Tensor:
+        total, n = model.loss(tokens, lengths)
+        return total / n
+
+    return stepping(model, loss)
 
 
 def with_backend(backend: str, run: Callable[[], None]) -> Callable[[], None]:
@@ -51,42 +54,68 @@ def with_backend(backend: str, run: Callable[[], None]) -> Callable[[], None]:
     return chosen
 
 
+def as_it_is(model: TimelineModel, arch: str, tokens: torch.Tensor, **changes: Any) -> Callable[[], None]:
+    """transformers' own class, of the same configuration."""
+    config = model.network.config.__class__(**{**model.network.config.to_dict(), **changes})
+    network = CLASSES[arch](config)
+    return stepping(network, lambda: network(input_ids=tokens, labels=tokens).loss)
+
+
+def published_hyena(model: TimelineModel, tokens: torch.Tensor) -> Callable[[], None]:
+    vocabulary = model.network.config.vocab_size
+
+    def loss() -> torch.Tensor:
+        logits = model.network(tokens).logits[:, :-1]
+        return nn.functional.cross_entropy(logits.reshape(-1, vocabulary), tokens[:, 1:].reshape(-1))
+
+    run = stepping(model, loss)
+
+    def patched() -> None:
+        with patch("ehrctx.models.hyena.long_convolution", published.long_convolution):
+            run()
+
+    return patched
+
+
+def measure(size: str, vocabulary: int, arch: str, batch: int, length: int, slow: bool, repeats: int) -> None:
+    """`slow` adds transformers' loop for Mamba."""
+    model = build_model(ModelId.parse(f"{arch}-{size}-{length}"), vocabulary, seed=0)
+    tokens = torch.randint(7, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    variants: Variants = {}
+    baselines = {"transformers": "transformers as it is"}
+    if arch == "mamba":
+        variants = {backend: with_backend(backend, ours(model, tokens)) for backend in ("numba", "torch")}
+        variants["mambapy"] = as_it_is(model, arch, tokens, use_mambapy=True)
+        baselines = {"mambapy": "transformers with mambapy"}
+        if slow:
+            variants["transformers"] = as_it_is(model, arch, tokens)
+            baselines["transformers"] = "transformers as it is"
+    elif arch == "hyena":
+        other = build_model(ModelId.parse(f"{arch}-{size}-{length}"), vocabulary, seed=0)
+        variants = {"ours": ours(model, tokens), "published": published_hyena(other, tokens)}
+        baselines = {"published": "published operator"}
+    else:
+        variants = {"ours": ours(model, tokens), "transformers": as_it_is(model, arch, tokens)}
+    took = medians(variants, repeats)
+    for mine in (name for name in variants if name not in baselines):
+        for name, called in baselines.items():
+            backend = f", {mine}" if arch == "mamba" else ""
+            line(
+                "training_step", f"{arch}-{size}{backend}, {batch} x {length:,}, vocabulary {vocabulary:,}", "tokens/s",
+                batch * length / took[mine], batch * length / took[name], called, repeats, more_is_better=True,
+            )  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    is_quick = quick(__doc__)
     torch.set_num_threads(1)
-    repeats = 3 if quick else 7
-    for batch, length in ((2, 256), (8, 512), (1, 4096)):
-        ours = build_model(ModelId.parse(f"mamba-tiny-{length}"), VOCABULARY, seed=0)
-        tokens = torch.randint(7, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(0))
-        lengths = torch.full((batch,), length)
-        variants = {
-            name: with_backend(name, lambda m=ours, t=tokens, n=lengths: step(m, t, n)) for name in ("numba", "torch")
-        }
-        baseline = "torch"
-        if length <= 256:
-            network = MambaForCausalLM(ours.network.config)
-            network.load_state_dict(ours.network.state_dict())
-            theirs = TimelineModel(network)
-            variants["transformers"] = lambda m=theirs, t=tokens, n=lengths: step(m, t, n)
-            baseline = "transformers"
-        took = medians(variants, repeats)
-        print(
-            json.dumps(
-                {
-                    "benchmark": "training_step",
-                    "case": f"mamba-tiny, {batch} x {length}, 1 thread",
-                    "ours": round(batch * length / took["numba"]),
-                    "baseline": round(batch * length / took[baseline]),
-                    "unit": "tokens/s",
-                    "ratio": round(took[baseline] / took["numba"], 1),
-                    "baseline_name": f"{baseline} scan" if baseline == "torch" else "transformers as it is",
-                    "repeats": repeats,
-                }
-            ),
-            flush=True,
-        )
+    repeats = 3 if is_quick else 5
+    measure("tiny", 2_000, "mamba", 2, 256, True, repeats)
+    for arch in ("gpt", "llama", "mamba", "hyena"):
+        measure("tiny", 2_000, arch, 8, 512, False, repeats)
+    if not is_quick:
+        for arch in ("gpt", "llama", "mamba", "hyena"):
+            measure("paper", 39_818, arch, 1, 1_024, False, 3)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ class ImplicitFilter(nn.Module):
         self.out = FilterLinear(width, config.hidden_size, bias=False)
         self.frequency = nn.Parameter(torch.full((width,), config.filter_frequency))
         self.skip = nn.Parameter(torch.randn(config.hidden_size))
+        self._kept: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
 
     def _features(self, lag: Tensor) -> Tensor:
         """[length, features]: the lag and sines and cosines of it; `lag` float32[length] in units of filter_length."""
@@ -85,7 +86,19 @@ class ImplicitFilter(nn.Module):
         return torch.cat([lag.unsqueeze(1), torch.cos(angle), -torch.sin(angle)], dim=1)
 
     def forward(self, length: int) -> Tensor:
-        """The filter at lags 0 .. length - 1, float32 [channels, length]."""
+        """The filter at lags 0 .. length - 1, float32 [channels, length].
+
+        It depends on the weights alone, so in evaluation the longest one so far is kept, until a weight changes.
+        """
+        if self.training or torch.is_grad_enabled():
+            self._kept = None
+            return self._filter(length)
+        weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._kept is None or self._kept[0] != weights or self._kept[1].shape[1] < length:
+            self._kept = weights, self._filter(length)
+        return self._kept[1][:, :length]
+
+    def _filter(self, length: int) -> Tensor:
         weight = self.out.weight
         with torch.autocast(weight.device.type, enabled=False):
             lag = torch.arange(length, dtype=torch.float32, device=weight.device) / self.config.filter_length

@@ -193,3 +193,30 @@ def test_initial_weights_have_the_stated_sizes():
             for layer, bound in zip((*module.inner, module.out), bounds, strict=True):
                 assert 0.7 * bound < float(layer.weight.detach().abs().max()) <= bound, "torch's own uniform weights"
             assert module.frequency.eq(10).all()
+
+
+def test_in_evaluation_the_filter_is_made_once_until_a_weight_changes(mixer, monkeypatch):
+    made: list[int] = []
+    computed = ImplicitFilter._filter
+
+    def counted(self: ImplicitFilter, length: int) -> torch.Tensor:
+        made.append(length)
+        return computed(self, length)
+
+    monkeypatch.setattr(ImplicitFilter, "_filter", counted)
+    kernel = mixer.filter.eval()
+    with torch.no_grad():
+        for length in (30, 12, 30):
+            torch.testing.assert_close(kernel(length), computed(kernel, length), atol=0, rtol=0)
+        assert made == [30], "shorter filters are the beginning of the longest"
+        kernel(31)
+        assert made == [30, 31]
+        kernel.out.weight.mul_(2)  # in place, as an optimizer does
+        torch.testing.assert_close(kernel(31), computed(kernel, 31), atol=0, rtol=0)
+        kernel.load_state_dict({name: 0.5 * value for name, value in kernel.state_dict().items()})
+        torch.testing.assert_close(kernel(31), computed(kernel, 31), atol=0, rtol=0)
+        assert made == [30, 31, 31, 31]
+        kernel.train()(31)
+        kernel(31)
+        assert made[4:] == [31, 31], "nothing is kept in training"
+    assert kernel.eval()(31).requires_grad, "nor where gradients are wanted"

@@ -75,6 +75,14 @@ def test_output_and_gradients_equal_the_float64_loop(backend: str, length: int, 
     assert_close(output_and_gradients(case, backend), output_and_gradients(case, None))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_a_batch_of_many_rows_goes_in_parts(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """In plain torch, the states of so many rows at a time are held; seven rows, over the border of a chunk."""
+    case = inputs(dispatch.CHUNK + 3, 4, batch=7)
+    monkeypatch.setattr(dispatch, "_CELLS", rows * dispatch.CHUNK * 4 * 5)
+    assert_close(output_and_gradients(case, "torch"), output_and_gradients(case, None))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-4, 50.0])
 def test_extreme_step_sizes(backend: str, scale: float) -> None:
