@@ -119,6 +119,9 @@ class Pretraining(Config):
     )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, description="CPU threads of one training or embedding job")
+    scan: Literal["auto", "mamba_ssm", "triton", "numba", "torch"] = Field(
+        "auto", description="who computes Mamba's scan; auto: the best that the device has"
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="added to the model's own seed (-s1, -s2 …)")
 
     def check_context(self, model: ModelId) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
-from ehrctx.models.ops.selective_scan import selective_scan
+from ehrctx.models.ops.selective_scan import check_backend, selective_scan
 from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -32,6 +32,7 @@ class ScanMixer(nn.Module):
         self.conv1d, self.out_proj = mixer.conv1d, mixer.out_proj
         self.A_log, self.D = mixer.A_log, mixer.D
         self.rank, self.state = int(mixer.time_step_rank), int(mixer.ssm_state_size)
+        self.backend: str | None = None  # the best for the device
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """hidden_states [batch, length, hidden] -> the same shape; causal, so right padding changes nothing."""
@@ -39,7 +40,7 @@ class ScanMixer(nn.Module):
         u = F.silu(depthwise_causal_convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias))
         step, b, c = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.softplus(F.linear(step, self.dt_proj.weight) + self.dt_proj.bias.float())
-        y = selective_scan(u, delta, -torch.exp(self.A_log.float()), b, c, self.D)
+        y = selective_scan(u, delta, -torch.exp(self.A_log.float()), b, c, self.D, backend=self.backend)
         return self.out_proj(y.to(gate.dtype) * F.silu(gate))
 
 
@@ -49,6 +50,17 @@ def use_our_scan(network: MambaForCausalLM) -> MambaForCausalLM:
     for block in network.backbone.layers:
         block.mixer = ScanMixer(block.mixer)
     return network
+
+
+def choose_scan(network: nn.Module, backend: str, device: torch.device) -> None:
+    """Lets every mixer of `network` scan with one of `selective_scan.BACKENDS`, whatever is best for the device.
+
+    Raises ValueError where the backend is not for this device, RuntimeError where it cannot be used here.
+    """
+    check_backend(backend, device)
+    for module in network.modules():
+        if isinstance(module, ScanMixer):
+            module.backend = backend
 
 
 def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> MambaForCausalLM:

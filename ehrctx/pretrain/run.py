@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ehrctx.artifacts import exclusive, fingerprint, new_artifact
 from ehrctx.errors import InputError
+from ehrctx.models.mamba import choose_scan
 from ehrctx.models.model import build_model, save_model
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.module import PretrainingModule
@@ -160,6 +161,11 @@ def pretrain(
         checkpoints.mkdir(parents=True, exist_ok=True)
         seed = settings.seed + model_id.seed
         model = build_model(model_id, store.vocabulary_size, seed)
+        if settings.scan != "auto":
+            try:
+                choose_scan(model, settings.scan, torch.device(accelerator))
+            except (ValueError, RuntimeError) as error:
+                raise InputError(f"pretraining.scan: {error}. Leave it at 'auto', or choose another.") from None
         batches = TrainingBatches(windows, train, settings, settings.seed)
         module = PretrainingModule(model, batches, tuning, settings)
         resume = _matching_checkpoint(checkpoints, identity)

@@ -87,7 +87,7 @@ def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None
         return f"surely ahead of {'the other model' if n == 1 else f'all {n} other models'}"
     if len(equals) <= 3:
         return f"{_listed(equals)} may be as good"
-    return f"{len(equals)} of the {n} other models may be as good"
+    return f"{'all' if len(equals) == n else f'{len(equals)} of the'} {n} other models may be as good"
 
 
 def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) -> str | None:

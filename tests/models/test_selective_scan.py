@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 import ehrctx.models.ops.selective_scan as dispatch
-from ehrctx.models.ops.selective_scan import BACKENDS, backend_for, selective_scan
+from ehrctx.models.ops.selective_scan import backend_for, selective_scan
 
+BACKENDS = ("numba", "torch")  # those of a CPU
 NAMES = ("u", "delta", "a", "b", "c", "d")
 NUMBA_MODULE = "ehrctx.models.ops.selective_scan_numba"
 
@@ -148,19 +150,64 @@ def test_exponential_of_the_kernels() -> None:
 
 
 def test_unknown_backend_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match=r"'cuda'.*numba, torch"):
+    with pytest.raises(ValueError, match=r"'cuda'.*mamba_ssm, triton, numba, torch"):
         selective_scan(*inputs(1, 3), backend="cuda")
 
 
-def test_other_devices_use_torch() -> None:
-    assert backend_for(torch.device("cpu")) == "numba"
-    assert backend_for(torch.device("cuda")) == "torch"
+@pytest.mark.parametrize("backend", ["mamba_ssm", "triton"])
+def test_backends_of_another_device_are_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match=f"the {backend} backend runs on cuda only, not on cpu"):
+        selective_scan(*inputs(1, 3), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("usable", "cpu", "cuda", "mps"),
+    [
+        (("mamba_ssm", "triton", "numba"), "numba", "mamba_ssm", "torch"),
+        (("triton", "numba"), "numba", "triton", "torch"),
+        ((), "torch", "torch", "torch"),
+    ],
+)
+def test_the_best_usable_backend_serves_a_device(
+    monkeypatch: pytest.MonkeyPatch, usable: tuple[str, ...], cpu: str, cuda: str, mps: str
+) -> None:
+    monkeypatch.setattr(dispatch, "_load", lambda backend: print if backend in (*usable, "torch") else None)
+    assert [backend_for(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [cpu, cuda, mps]
+
+
+def test_mamba_ssm_is_known_by_its_compiled_kernel_and_called_in_its_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in of its signature: channels before time, as mamba_ssm.ops.selective_scan_interface has it."""
+
+    def selective_scan_fn(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        assert all(x.is_contiguous() and x.dtype == torch.float32 for x in (u, delta, b, c))
+        turned = [x.transpose(1, 2) for x in (u, delta)], [x.transpose(1, 2) for x in (b, c)]
+        return reference(*turned[0], a, *turned[1], d).transpose(1, 2)
+
+    name = "ehrctx.models.ops.selective_scan_mamba_ssm"
+    interface = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    interface.selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
+    for module in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)  # mamba_ssm is there, its kernel is not
+    dispatch._load.cache_clear()
+    try:
+        assert dispatch._load("mamba_ssm") is None
+        dispatch._load.cache_clear()
+        monkeypatch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+        scan = dispatch._load("mamba_ssm")
+        assert scan is not None
+        case = inputs(9, 6, state=4)
+        torch.testing.assert_close(scan(*case), reference(*case))
+    finally:
+        dispatch._load.cache_clear()
+        sys.modules.pop(name, None)
 
 
 def test_without_numba_torch_takes_over(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, NUMBA_MODULE, raising=False)
-    dispatch._numba_scan.cache_clear()
+    dispatch._load.cache_clear()
     dispatch._log_choice.cache_clear()
     try:
         case = inputs(5, 3)
@@ -171,7 +218,7 @@ def test_without_numba_torch_takes_over(monkeypatch: pytest.MonkeyPatch, caplog:
         with pytest.raises(RuntimeError, match="numba"):
             selective_scan(*case, backend="numba")
     finally:
-        dispatch._numba_scan.cache_clear()
+        dispatch._load.cache_clear()
         dispatch._log_choice.cache_clear()
 
 

@@ -486,3 +486,27 @@ def test_precision_is_that_of_the_forward_and_the_backward_follows_it(small_time
     pretrain(small_timelines, "mamba-tiny-32", plan, tmp_path / "out", tmp_path / "checkpoints", (), [watching])
     assert watching.in_backward == {False}
     assert watching.in_validation == {mixed}
+
+
+def test_the_scan_can_be_chosen(small_timelines, tmp_path, monkeypatch):
+    """The same losses up to rounding, by the backend that was asked for; one of another device is refused."""
+    import ehrctx.models.ops.selective_scan as scan
+
+    plan = PLAN.model_copy(update={"tokens": 400, "validations": 1})
+    used: set[str] = set()
+    load = scan._load
+    monkeypatch.setattr(scan, "_load", lambda backend: used.add(backend) or load(backend))
+    losses = {}
+    for backend in ("torch", "numba"):
+        used.clear()
+        chosen = plan.model_copy(update={"scan": backend})
+        facts = pretrain(
+            small_timelines, "mamba-tiny-32", chosen, tmp_path / backend, tmp_path / f"{backend}.checkpoints"
+        )
+        losses[backend] = facts["validation"][-1][1]
+        assert used == {backend}
+    assert losses["torch"] == pytest.approx(losses["numba"], rel=1e-4)
+    triton = plan.model_copy(update={"scan": "triton"})
+    with pytest.raises(InputError, match=r"pretraining\.scan: the triton backend runs on cuda only"):
+        pretrain(small_timelines, "mamba-tiny-32", triton, tmp_path / "out", tmp_path / "checkpoints")
+    assert not (tmp_path / "out").exists()

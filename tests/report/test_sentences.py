@@ -310,6 +310,8 @@ def test_the_best_model_leads_only_where_every_interval_says_so(intervals, expec
 def test_more_than_three_equals_are_counted_and_not_listed():
     rows = pl.DataFrame([difference("t", "a", name, *(HELPS if name == "b" else OPEN)) for name in "bcdef"])
     assert lead_sentence(rows, "t", "a") == "4 of the 5 other models may be as good"
+    rows = rows.filter(pl.col("reference") != "b")
+    assert lead_sentence(rows, "t", "a") == "all 4 other models may be as good"
 
 
 def test_heads_on_counts_are_no_other_models():

@@ -7,8 +7,8 @@ instead of O(L), and the backward O(L) where transformers' loop is O(L^2). The l
 state, and channels innermost, so that each step is one in-place `addcmul_` over contiguous rows. The closed form by
 ratios of cumulative sums is not used: it overflows to NaN for large delta.
 
-On CPU, numba kernels (`selective_scan_numba.py`) do the same 5-6 times faster; plain torch serves every other device
-and installations without numba.
+On CPU, numba kernels (`selective_scan_numba.py`) do the same 5-6 times faster. On CUDA, mamba-ssm's kernel serves where
+it is built, else our own Triton kernels (`selective_scan_triton.py`). Plain torch serves everything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from torch.autograd.function import once_differentiable
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("numba", "torch")
+# The best first; torch runs anywhere.
+BACKENDS = ("mamba_ssm", "triton", "numba", "torch")
+DEVICES = {"mamba_ssm": "cuda", "triton": "cuda", "numba": "cpu"}
 
 # 16-64 are within 20 % of each other on CPU; 32 keeps a chunk of 8 x 512 x 256 x 16 below 70 MiB.
 CHUNK = 32
@@ -120,27 +122,30 @@ def _torch_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Te
 
 
 @cache
-def _numba_scan() -> Callable[..., Tensor] | None:
-    """The numba backend's entry point; None where numba does not work. Imported late: numba takes half a second."""
+def _load(backend: str) -> Callable[..., Tensor] | None:
+    """A backend's entry point; None where it cannot be used. Imported late: numba takes half a second."""
+    if backend == "torch":
+        return _torch_scan
     try:
-        return importlib.import_module("ehrctx.models.ops.selective_scan_numba").selective_scan
+        return importlib.import_module(f"ehrctx.models.ops.selective_scan_{backend}").selective_scan
     except (ImportError, OSError, RuntimeError) as error:  # missing, no LLVM library, no folder for compiled code
-        logger.info("selective scan: numba cannot be used (%s)", error)
+        logger.info("selective scan: %s cannot be used (%s)", backend, error)
         return None
 
 
 def backend_for(device: torch.device) -> str:
-    """The backend that serves tensors on `device` best."""
-    return "numba" if device.type == "cpu" and _numba_scan() is not None else "torch"
+    """The best backend that can be used for tensors on `device`."""
+    return next(b for b in BACKENDS if DEVICES.get(b, device.type) == device.type and _load(b) is not None)
 
 
-def _checked(backend: str, device: torch.device) -> str:
+def check_backend(backend: str, device: torch.device) -> str:
+    """`backend` again. Raises ValueError if it is not for tensors on `device`, RuntimeError if it cannot be used."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown selective-scan backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if backend == "numba" and device.type != "cpu":
-        raise ValueError(f"the numba backend runs on CPU only, not on {device}")
-    if backend == "numba" and _numba_scan() is None:
-        raise RuntimeError("the numba backend was asked for, but numba cannot be used here")
+    if DEVICES.get(backend, device.type) != device.type:
+        raise ValueError(f"the {backend} backend runs on {DEVICES[backend]} only, not on {device}")
+    if _load(backend) is None:
+        raise RuntimeError(f"the {backend} backend of the selective scan was asked for, but it cannot be used here")
     return backend
 
 
@@ -165,8 +170,9 @@ def selective_scan(
     Returns:
         y [batch, length, channels], float32.
     """
-    backend = backend_for(u.device) if backend is None else _checked(backend, u.device)
+    backend = backend_for(u.device) if backend is None else check_backend(backend, u.device)
     _log_choice(backend, u.device.type)
-    scan = _numba_scan() if backend == "numba" else None
+    scan = _load(backend)
+    assert scan is not None
     with torch.autocast(device_type=u.device.type, enabled=False):
-        return (scan or _torch_scan)(u, delta, a, b, c, d)
+        return scan(u, delta, a, b, c, d)
