@@ -123,8 +123,10 @@ def task_sentences(tables: dict[str, pl.DataFrame]) -> dict[str, str]:
     scores, differences, models = tables["scores"], tables["differences"], tables["models"]
     found = {}
     for task in scores["task"].unique(maintain_order=True):
-        parts = (best_sentence(scores, differences, task), context_sentence(differences, models, task))
-        found[task_name(task)] = "; ".join(p for p in parts if p)
+        parts = [best_sentence(scores, differences, task)]
+        if not few_positives(scores.filter(pl.col("task") == task)["n_positive_subjects"][0]):
+            parts.append(context_sentence(differences, models, task))
+        found[task_name(task)] = "; ".join(part for part in parts if part)
     return found
 
 
