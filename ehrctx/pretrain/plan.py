@@ -24,8 +24,8 @@ from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
 
-# Share of the matrix-product rate. CPU: from the 16 trainings of the demo and the MIMIC-IV demo, one thread each and two
-# side by side, whose times it tells to 20 %. CUDA: assumed.
+# Share of the matrix-product rate. CPU: from the trainings of the demo and the MIMIC-IV demo, one thread each and
+# two side by side, whose times it tells to 20 %. CUDA: assumed.
 EFFICIENCY = {
     "cpu": {"gpt": 0.48, "llama": 0.55, "mamba": 0.33, "hyena": 0.46},
     "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "hyena": 0.25},

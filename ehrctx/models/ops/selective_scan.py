@@ -127,10 +127,15 @@ def _load(backend: str) -> Callable[..., Tensor] | None:
     if backend == "torch":
         return _torch_scan
     try:
-        return importlib.import_module(f"ehrctx.models.ops.selective_scan_{backend}").selective_scan
-    except (ImportError, OSError, RuntimeError) as error:  # missing, no LLVM library, no folder for compiled code
-        logger.info("selective scan: %s cannot be used (%s)", backend, error)
+        scan = importlib.import_module(f"ehrctx.models.ops.selective_scan_{backend}").selective_scan
+        if DEVICES[backend] == "cuda":
+            # a GPU that is not supported, or a missing compiler, shows at the first launch only
+            one = torch.ones(1, 1, 1, device="cuda")
+            scan(one, one, -one[0], one, one, one[0, 0])
+    except Exception as error:  # whatever a compiler or a driver raises: the next backend serves
+        logger.info("selective scan: %s cannot be used (%s: %s)", backend, type(error).__name__, error)
         return None
+    return scan
 
 
 def backend_for(device: torch.device) -> str:
