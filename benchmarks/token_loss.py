@@ -33,8 +33,9 @@ def main() -> None:
         ]
         targets = torch.randint(vocabulary, (n,), generator=generator)
         ours, theirs = trained(token_loss, leaves, targets), trained(published.token_loss, leaves, targets)
-        repeats = 3 if n < 16_384 else 1
-        took = medians({"ours": ours, "theirs": theirs}, repeats)
+        is_large = n * vocabulary > 10**8
+        repeats = 1 if is_large else 5
+        took = medians({"ours": ours, "theirs": theirs}, repeats, warm_up=not is_large)
         line(
             "token_loss", f"{n:,} tokens x {vocabulary:,}, width {width}", "ms", 1e3 * took["ours"],
             1e3 * took["theirs"], "all logits at once", repeats, more_is_better=False,

@@ -19,7 +19,7 @@ import torch
 
 from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.models.model import TimelineModel, build_model
-from ehrctx.models.ops.token_loss import CHUNK
+from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
@@ -111,7 +111,7 @@ def memory_gib(
     tokens = max(min(settings.batch_tokens, settings.tokens_per_step), length)
     kind, bytes_each = ("bfloat16", 2) if cuda and settings.precision != "32-true" else ("float32", 4)
     activations = tokens * layers * width * ACTIVATIONS[kind][arch] * bytes_each
-    loss = 3 * CHUNK * vocabulary * 4 + vocabulary * width * 4 + 2 * tokens * width * 4
+    loss = 3 * chunk_of(vocabulary) * vocabulary * 4 + vocabulary * width * 4 + 2 * tokens * width * 4
     parameters = sum(p.numel() for p in model.parameters())
     cast = 2 if kind == "bfloat16" else 0  # autocast's copy of each weight
     return (parameters * (BYTES_PER_PARAMETER + cast) + activations + loss) / 2**30

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1024
+CHUNK = 1024  # positions, at most
+_CELLS = 2**24  # logits held at a time: 64 MiB
+
+
+def chunk_of(vocabulary: int) -> int:
+    """How many positions have their logits held at a time."""
+    return min(CHUNK, max(64, _CELLS // vocabulary))
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -18,8 +24,9 @@ class _TokenLoss(torch.autograd.Function):
         wants = any(ctx.needs_input_grad[:2])
         grad_states = torch.empty_like(states) if wants else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants else None
-        for start in range(0, len(states), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        size = chunk_of(len(weight))
+        for start in range(0, len(states), size):
+            chunk = slice(start, start + size)
             logits = (states[chunk] @ weight.t()).float()
             log_normalizer = logits.logsumexp(1, keepdim=True)
             wanted = targets[chunk].unsqueeze(1)
@@ -30,7 +37,10 @@ class _TokenLoss(torch.autograd.Function):
                 grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1.0, dtype=grad_logits.dtype))
                 grad_logits = grad_logits.to(states.dtype)
                 grad_states[chunk] = grad_logits @ weight.to(states.dtype)
-                grad_weight += grad_logits.t() @ states[chunk]
+                if grad_logits.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.t(), states[chunk])  # no second matrix of the weight's size
+                else:
+                    grad_weight += grad_logits.t() @ states[chunk]
         if wants:
             ctx.save_for_backward(grad_states, grad_weight)
             ctx.weight_dtype = weight.dtype
@@ -55,8 +65,9 @@ def token_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The cross-entropy (nats) of each of `targets` int64[n] under `states` [n, D] @ `weight` [V, D]ᵀ; float32[n]."""
     out = torch.empty(len(targets), dtype=torch.float32, device=states.device)
-    for start in range(0, len(targets), CHUNK):
-        chunk = slice(start, start + CHUNK)
+    size = chunk_of(len(weight))
+    for start in range(0, len(targets), size):
+        chunk = slice(start, start + size)
         logits = (states[chunk] @ weight.t().to(states.dtype)).float()
         out[chunk] = logits.logsumexp(1) - logits.gather(1, targets[chunk].unsqueeze(1)).squeeze(1)
     return out
