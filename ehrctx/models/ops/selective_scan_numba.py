@@ -40,9 +40,11 @@ _SUM_B = 7 * _TILE
 _SUM_C = _SUM_B + BLOCK
 _TILES = _SUM_C + BLOCK
 
-# NaN must propagate, hence no "nnan". No "reassoc" either: the compiler then orders sums as it likes, and orders them
-# differently when it compiles than in what it caches, so that a resumed training would not end with the same bits.
-_FAST = {"contract", "nsz"}
+# NaN must propagate, hence no "nnan". Nothing that lets the compiler round as it likes ("reassoc", "contract") either:
+# a function compiled alone, which a fresh process runs, and its copy in a caller, which numba's cache holds, would
+# round differently, and a resumed training would not end with the same bits. A fused multiply-add, where it is wanted,
+# is written out.
+_FAST = {"nsz"}
 _HALF, _QUARTER, _EIGHTH = BLOCK // 2, BLOCK // 4, BLOCK // 8
 
 # exp(x) = 2^k exp(r), r = x - k ln 2. Adding _ROUND rounds k = x / ln 2 to an integer that, thanks to the 127, sits in
@@ -69,16 +71,26 @@ def _power_of_two(typing_context: Any, rounded: Any) -> Any:
     return types.float32(types.float32), generate
 
 
+@intrinsic
+def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
 # "reassoc" would also cancel the rounding by _ROUND.
 @numba.njit(fastmath=_FAST, cache=True)
 def exp_float32(x: Any) -> Any:
     """exp in float32 to 2e-7; 0 below -87.33, NaN for NaN. Branch-free, so that loops over it vectorise (no SVML)."""
     bounded = _SMALLEST if x < _SMALLEST else (_LARGEST if x > _LARGEST else x)
-    rounded = bounded * _LOG2_E + _ROUND
+    rounded = _fma(bounded, _LOG2_E, _ROUND)
     k = rounded - _ROUND
-    r = (bounded - k * _LN2_HIGH) - k * _LN2_LOW
-    tail = _C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))
-    value = (_ONE + (r + r * r * tail)) * _power_of_two(rounded)
+    r = _fma(k, -_LN2_LOW, _fma(k, -_LN2_HIGH, bounded))
+    tail = _fma(r, _fma(r, _fma(r, _fma(r, _C6, _C5), _C4), _C3), _C2)
+    value = (_ONE + _fma(r * r, tail, r)) * _power_of_two(rounded)
     return _ZERO if x < _SMALLEST else value
 
 
@@ -106,9 +118,9 @@ def _forward_state(tiles: Any, rate: Any, state: Any, b: Any, c: Any, steps: int
         row, b_t, c_t = t * BLOCK, b[t], c[t]
         for j in range(BLOCK):
             i = row + j
-            h = exp_float32(tiles[_DELTA + i] * rate[j]) * state[j] + tiles[_DRIVE + i] * b_t
+            h = _fma(exp_float32(tiles[_DELTA + i] * rate[j]), state[j], tiles[_DRIVE + i] * b_t)
             state[j] = h
-            tiles[_Y + i] += c_t * h
+            tiles[_Y + i] = _fma(c_t, h, tiles[_Y + i])
 
 
 @numba.njit(fastmath=_FAST, cache=True)
@@ -122,7 +134,7 @@ def _recompute_state(tiles: Any, rate: Any, initial: Any, b: Any, steps: int) ->
             i = row + j
             decay = exp_float32(tiles[_DELTA + i] * rate[j])
             tiles[_CARRY + i] = decay
-            tiles[_STATE + i + BLOCK] = decay * tiles[_STATE + i] + tiles[_DRIVE + i] * b_t
+            tiles[_STATE + i + BLOCK] = _fma(decay, tiles[_STATE + i], tiles[_DRIVE + i] * b_t)
 
 
 @numba.njit(fastmath=_FAST, cache=True)
@@ -154,15 +166,15 @@ def _backward_state(
         for j in range(BLOCK):
             i = row + j
             grad_y, drive = tiles[_Y + i], tiles[_DRIVE + i]
-            grad_h = tiles[_CARRY + i + BLOCK] + grad_y * c_t
+            grad_h = _fma(grad_y, c_t, tiles[_CARRY + i + BLOCK])
             grad_previous = grad_h * tiles[_CARRY + i]
             grad_exponent = grad_previous * tiles[_STATE + i]
             tiles[_SUM_B + j] = grad_h * drive
             tiles[_SUM_C + j] = grad_y * tiles[_STATE + i + BLOCK]
             tiles[_CARRY + i] = grad_previous
-            tiles[_GRAD_DRIVE + i] += grad_h * b_t
-            tiles[_GRAD_DELTA + i] += grad_exponent * rate[j]
-            grad_rate[j] += grad_exponent * tiles[_DELTA + i]
+            tiles[_GRAD_DRIVE + i] = _fma(grad_h, b_t, tiles[_GRAD_DRIVE + i])
+            tiles[_GRAD_DELTA + i] = _fma(grad_exponent, rate[j], tiles[_GRAD_DELTA + i])
+            grad_rate[j] = _fma(grad_exponent, tiles[_DELTA + i], grad_rate[j])
         grad_b[t] = _row_sum(tiles, _SUM_B)
         grad_c[t] = _row_sum(tiles, _SUM_C)
     for j in range(BLOCK):
