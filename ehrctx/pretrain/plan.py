@@ -19,6 +19,7 @@ import torch
 
 from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.models.model import TimelineModel, build_model
+from ehrctx.models.ops.selective_scan import backend_for
 from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
@@ -37,7 +38,8 @@ ACTIVATIONS = {
     "bfloat16": {"gpt": 30, "llama": 30, "mamba": 44, "hyena": 30},
 }
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, two moments of AdamW
-# On CUDA, Mamba's scan is a loop in plain torch, bound by the host: per time step and layer, forward and backward.
+# Where nothing better serves Mamba's scan on CUDA, it is a loop in plain torch, bound by the host: per time step and
+# layer, forward and backward.
 SCAN_STEP_SECONDS = 15e-6
 
 
@@ -144,7 +146,7 @@ def plan_models(
             model = build_model(identity, vocabulary, seed=0)
         flop = flop_per_token(model, identity.arch, identity.context) * settings.tokens
         windows = max(1, min(settings.batch_tokens, settings.tokens_per_step) // identity.context)
-        looping = device == "cuda" and identity.arch == "mamba"
+        looping = device == "cuda" and identity.arch == "mamba" and backend_for(torch.device("cuda")) == "torch"
         scan = _shape(model)[0] * settings.tokens / windows * SCAN_STEP_SECONDS if looping else 0.0
         rows.append(
             ModelPlan(

@@ -195,8 +195,9 @@ def test_activations_are_those_that_the_backward_keeps(arch, kind):
     assert module.ACTIVATIONS[kind][arch] == pytest.approx(numbers, rel=0.2)
 
 
-def test_a_scan_in_plain_torch_is_bound_by_its_steps_on_cuda():
+def test_a_scan_in_plain_torch_is_bound_by_its_steps_on_cuda(monkeypatch):
     """The longer the windows, the fewer go side by side, and the more steps there are."""
+    monkeypatch.setattr(module, "backend_for", lambda device: "torch")
     settings = Pretraining(tokens=10_000_000)
     short, long = plan_models(["mamba-paper-1024", "mamba-paper-16384"], VOCABULARY, settings, "cuda", 1e15)
     assert (short.windows_per_batch, long.windows_per_batch) == (16, 1)
@@ -204,6 +205,9 @@ def test_a_scan_in_plain_torch_is_bound_by_its_steps_on_cuda():
     assert long.seconds - short.seconds == pytest.approx(steps * (1 - 1 / 16))
     on_cpu = plan_models(["mamba-paper-1024", "mamba-paper-16384"], VOCABULARY, settings, "cpu", 1e15)
     assert on_cpu[0].seconds == on_cpu[1].seconds
+    monkeypatch.setattr(module, "backend_for", lambda device: "triton")
+    kernels = plan_models(["mamba-paper-1024", "mamba-paper-16384"], VOCABULARY, settings, "cuda", 1e15)
+    assert kernels[0].seconds == kernels[1].seconds < short.seconds
 
 
 def test_one_window_longer_than_a_batch_is_in_memory_all_the_same():
