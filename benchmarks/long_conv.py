@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import published
 import torch
-from measure import line, medians, peak_mib, quick
+from measure import line, medians, peak_mib, quick, trained
 
 from ehrctx.models.ops.long_convolution import long_convolution
-
-
-def trained(operator: Callable[..., torch.Tensor], leaves: list[torch.Tensor]) -> Callable[[], None]:
-    def run() -> None:
-        operator(*leaves).sum().backward()
-        for leaf in leaves:
-            leaf.grad = None
-
-    return run
 
 
 def main() -> None:

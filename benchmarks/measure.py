@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Variants = dict[str, Callable[[], object]]
 
@@ -33,6 +34,17 @@ def medians(variants: Variants, repeats: int, warm_up: bool = True) -> dict[str,
             run()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def trained(operator: Callable[..., Any], leaves: list[Any], *others: Any) -> Callable[[], None]:
+    """Forward and backward of `operator` (tensors that have gradients, then others) -> tensor, whose sum is the loss."""
+
+    def run() -> None:
+        operator(*leaves, *others).sum().backward()
+        for leaf in leaves:
+            leaf.grad = None
+
+    return run
 
 
 def _memory_mib(name: str) -> float:

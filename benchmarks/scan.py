@@ -5,11 +5,9 @@ transformers' loop has a quadratic backward: it runs on the shortest case alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import published
 import torch
-from measure import Variants, line, medians, peak_mib, quick
+from measure import Variants, line, medians, peak_mib, quick, trained
 
 from ehrctx.models.ops.selective_scan import selective_scan
 
@@ -26,15 +24,6 @@ def inputs(batch: int, length: int, channels: int) -> list[torch.Tensor]:
     a = -torch.arange(1.0, STATE + 1).repeat(channels, 1)
     found = [normal(batch, length, channels), delta, a]
     return [*found, normal(batch, length, STATE), normal(batch, length, STATE), normal(channels)]
-
-
-def trained(scan: Callable[..., torch.Tensor], leaves: list[torch.Tensor]) -> Callable[[], None]:
-    def run() -> None:
-        scan(*leaves).sum().backward()
-        for leaf in leaves:
-            leaf.grad = None
-
-    return run
 
 
 def main() -> None:

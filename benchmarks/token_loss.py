@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import published
 import torch
-from measure import line, medians, peak_mib, quick
+from measure import line, medians, peak_mib, quick, trained
 
 from ehrctx.models.ops.token_loss import token_loss
-
-
-def trained(loss: Callable[..., torch.Tensor], leaves: list[torch.Tensor], targets: torch.Tensor) -> Callable[[], None]:
-    def run() -> None:
-        loss(*leaves, targets).backward()
-        for leaf in leaves:
-            leaf.grad = None
-
-    return run
 
 
 def main() -> None:
