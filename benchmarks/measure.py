@@ -37,7 +37,7 @@ def medians(variants: Variants, repeats: int, warm_up: bool = True) -> dict[str,
 
 
 def trained(operator: Callable[..., Any], leaves: list[Any], *others: Any) -> Callable[[], None]:
-    """Forward and backward of `operator` (leaves, others) -> tensor, whose sum is the loss; the leaves have gradients."""
+    """Forward and backward of `operator` (leaves, others) -> tensor, whose sum is the loss."""
 
     def run() -> None:
         operator(*leaves, *others).sum().backward()
