@@ -53,7 +53,7 @@ def use_our_scan(network: MambaForCausalLM) -> MambaForCausalLM:
 
 
 def choose_scan(network: nn.Module, backend: str, device: torch.device) -> None:
-    """Lets every mixer of `network` scan with one of `selective_scan.BACKENDS`, whatever is best for the device.
+    """Lets every mixer of `network` scan with `backend`, one of `selective_scan.BACKENDS`, instead of the best.
 
     Raises ValueError where the backend is not for this device, RuntimeError where it cannot be used here.
     """

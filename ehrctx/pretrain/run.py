@@ -161,7 +161,7 @@ def pretrain(
         checkpoints.mkdir(parents=True, exist_ok=True)
         seed = settings.seed + model_id.seed
         model = build_model(model_id, store.vocabulary_size, seed)
-        if settings.scan != "auto":
+        if model_id.arch == "mamba" and settings.scan != "auto":
             try:
                 choose_scan(model, settings.scan, torch.device(accelerator))
             except (ValueError, RuntimeError) as error:

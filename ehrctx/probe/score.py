@@ -89,13 +89,12 @@ def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) ->
     }
     complete = [scored for scored in of_tasks.values() if len(scored.found) == len(everything)]
     if len(complete) > 1:
-        points, replicates = (
-            {key: np.mean([scored.found[key][i] for scored in complete], axis=0) for key in everything}
-            for i in range(2)
-        )
-        mean = {key: (points[key], replicates[key]) for key in everything}
-        labels = (np.concatenate([getattr(scored, name) for scored in complete]) for name in ("y", "subjects"))
-        of_tasks = {MACRO: _Scored(mean, *labels), **of_tasks}
+        mean = {}
+        for key in everything:
+            points, replicates = zip(*(scored.found[key] for scored in complete), strict=True)
+            mean[key] = np.mean(points, axis=0), np.mean(replicates, axis=0)
+        y, subjects = (np.concatenate(parts) for parts in zip(*((s.y, s.subjects) for s in complete), strict=True))
+        of_tasks = {MACRO: _Scored(mean, y, subjects), **of_tasks}
     rows: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     for task, scored in of_tasks.items():

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from scan_by_hand import NAMES, reference
 from torch import Tensor
 
 import ehrctx.models.ops.selective_scan as dispatch
 from ehrctx.models.ops.selective_scan import backend_for, selective_scan
 
 BACKENDS = ("numba", "torch")  # those of a CPU
-NAMES = ("u", "delta", "a", "b", "c", "d")
 NUMBA_MODULE = "ehrctx.models.ops.selective_scan_numba"
 
 
@@ -29,16 +29,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    state = u.new_zeros(u.shape[0], u.shape[2], a.shape[1])
-    y = []
-    for t in range(u.shape[1]):
-        decay = torch.exp(delta[:, t, :, None] * a)
-        state = decay * state + (delta[:, t] * u[:, t]).unsqueeze(2) * b[:, t, None]
-        y.append((state * c[:, t, None]).sum(2) + d * u[:, t])
-    return torch.stack(y, 1)
 
 
 def inputs(length: int, channels: int, scale: float = 0.1, batch: int = 2, state: int = 5) -> list[Tensor]:

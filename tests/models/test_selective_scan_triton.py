@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from scan_by_hand import NAMES, reference
 from torch import Tensor
 
 from ehrctx.models.ops import selective_scan as dispatch
 
-NAMES = ("u", "delta", "a", "b", "c", "d")
 MODULE = "ehrctx.models.ops.selective_scan_triton"
 CANNOT_IMPORT = 77
 
@@ -51,16 +51,6 @@ CASES = {
     "many chunks, large steps": Case(1, 41, 7, 1, scale=50.0, small=True),
     "bfloat16": Case(1, 17, 20, 5, dtype=torch.bfloat16),
 }
-
-
-def reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    state = u.new_zeros(u.shape[0], u.shape[2], a.shape[1])
-    y = []
-    for t in range(u.shape[1]):
-        decay = torch.exp(delta[:, t, :, None] * a)
-        state = decay * state + (delta[:, t] * u[:, t]).unsqueeze(2) * b[:, t, None]
-        y.append((state * c[:, t, None]).sum(2) + d * u[:, t])
-    return torch.stack(y, 1)
 
 
 def inputs(case: Case) -> list[Tensor]:
@@ -118,7 +108,7 @@ def interpret(folder: Path) -> None:
 
 
 def compile_for_cuda() -> None:
-    """What Triton's interpreter accepts its compiler may not; compiling needs no GPU."""
+    """What Triton's interpreter accepts its compiler may not; needs no GPU. Prints each kernel and its bytes."""
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -134,11 +124,11 @@ def compile_for_cuda() -> None:
         kinds |= dict.fromkeys(constants, "constexpr")
         signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
         compiled = compile_kernel(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 80, 32))
-        assert compiled.asm["cubin"]
+        print(kernel.__name__, *direction.values(), len(compiled.asm["cubin"]))
 
 
-def script(mode: str, folder: Path, interpreting: bool) -> None:
-    """Runs this file; skips the test if Triton cannot be imported there."""
+def script(mode: str, folder: Path, interpreting: bool) -> str:
+    """Runs this file and returns what it prints; skips the test if Triton cannot be imported there."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     environment = os.environ | {"TRITON_INTERPRET": str(int(interpreting)), "TRITON_CACHE_DIR": str(folder)}
@@ -147,6 +137,7 @@ def script(mode: str, folder: Path, interpreting: bool) -> None:
     if done.returncode == CANNOT_IMPORT:
         pytest.skip(f"Triton's kernels cannot be imported: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +182,10 @@ def test_nan_is_not_hidden(results: dict[str, Tensor]) -> None:
 
 
 def test_kernels_compile_for_cuda(tmp_path: Path) -> None:
-    script("compile", tmp_path, interpreting=False)
+    lines = [line.split() for line in script("compile", tmp_path, interpreting=False).splitlines()]
+    both = [[name, reverse] for name in ("_alone", "_join") for reverse in ("False", "True")]
+    assert [words[:-1] for words in lines] == [["_outputs"], ["_gradients"], *both]
+    assert all(int(words[-1]) > 1_000 for words in lines), "bytes of code for sm_80"
 
 
 def test_on_a_gpu_equal_to_plain_torch() -> None:

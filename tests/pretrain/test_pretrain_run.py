@@ -510,3 +510,5 @@ def test_the_scan_can_be_chosen(small_timelines, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pretraining\.scan: the triton backend runs on cuda only"):
         pretrain(small_timelines, "mamba-tiny-32", triton, tmp_path / "out", tmp_path / "checkpoints")
     assert not (tmp_path / "out").exists()
+    # an architecture without a scan does not mind
+    pretrain(small_timelines, "gpt-tiny-32", triton, tmp_path / "gpt", tmp_path / "gpt.checkpoints")

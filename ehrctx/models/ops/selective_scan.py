@@ -31,9 +31,8 @@ DEVICES = {"mamba_ssm": "cuda", "triton": "cuda", "numba": "cpu"}
 
 # 16-64 are within 20 % of each other on CPU; 32 keeps a chunk of 8 x 512 x 256 x 16 below 70 MiB.
 CHUNK = 32
-_CELLS = (
-    2**26
-)  # float32 numbers of one chunk [time, batch, state, channels]: 256 MiB, of which the backward holds three
+# Numbers of one chunk [time, batch, state, channels] at a time: 256 MiB in float32, of which the backward holds three.
+_CELLS = 2**26
 
 
 def _decay_and_input(delta: Tensor, a: Tensor, b: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +132,9 @@ def _load(backend: str) -> Callable[..., Tensor] | None:
             one = torch.ones(1, 1, 1, device="cuda")
             scan(one, one, -one[0], one, one, one[0, 0])
     except Exception as error:  # whatever a compiler or a driver raises: the next backend serves
-        logger.info("selective scan: %s cannot be used (%s: %s)", backend, type(error).__name__, error)
+        # not there is nothing to say aloud; there and failing is, as the next one may be ten times slower
+        level = logging.INFO if isinstance(error, ImportError) else logging.WARNING
+        logger.log(level, "selective scan: %s cannot be used (%s: %s)", backend, type(error).__name__, error)
         return None
     return scan
 

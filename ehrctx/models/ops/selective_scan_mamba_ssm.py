@@ -6,8 +6,6 @@ Importing `mamba_ssm` proves nothing: from 2.3.2 on its Mamba-1 kernel is left o
 
 from __future__ import annotations
 
-from typing import Any
-
 import selective_scan_cuda  # noqa: F401 (the kernel: ImportError where it was not built)
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
@@ -15,6 +13,5 @@ from torch import Tensor
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """As `ehrctx.models.ops.selective_scan.selective_scan`, for CUDA tensors."""
-    inputs: list[Any] = [x.float().transpose(1, 2).contiguous() for x in (u, delta, b, c)]
-    y = selective_scan_fn(inputs[0], inputs[1], a.float(), inputs[2], inputs[3], d.float())
-    return y.transpose(1, 2)
+    u, delta, b, c = (x.float().transpose(1, 2).contiguous() for x in (u, delta, b, c))  # channels before time
+    return selective_scan_fn(u, delta, a.float(), b, c, d.float()).transpose(1, 2)
