@@ -1,15 +1,12 @@
 """`ehrctx plan`: what the trainings of a study take, from its file alone, before anything is spent.
 
-Floating-point operations follow the usual count (Kaplan et al. 2020, arXiv 2001.08361): 6 per weight of a matrix
-product and token, forward and backward together, and what attention, scan or FFT add. Time is these operations over the
-matrix-product rate that this machine shows in a second, times the share of it that trainings reach (`EFFICIENCY`).
+Time is the floating-point operations of a training (`flop`) over the matrix-product rate that this machine shows in a
+second, times the share of it that trainings reach (`EFFICIENCY`).
 """
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.models.ops.selective_scan import backend_for
 from ehrctx.models.ops.token_loss import chunk_of
+from ehrctx.pretrain.flop import flop_per_token, layers_and_width, matmul_rate
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
@@ -57,59 +55,11 @@ class ModelPlan:
     memory_gib: float
 
 
-def _shape(model: TimelineModel) -> tuple[int, int]:
-    """(layers, hidden size)."""
-    config = model.network.config
-    return int(config.num_hidden_layers), model.hidden_size
-
-
-def flop_per_token(model: TimelineModel, arch: str, length: int) -> float:
-    """Forward and backward, at windows of `length` tokens."""
-    layers, width = _shape(model)
-    embedding: Any = model.network.get_input_embeddings()
-    output: Any = model.network.get_output_embeddings()
-    in_matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim >= 2 and ".filter." not in n)
-    looked_up = 0 if output.weight is embedding.weight else embedding.weight.numel()
-    if arch == "gpt":
-        looked_up += length * width  # the table of positions
-    mixing = {
-        "gpt": 6 * length * width,  # causal attention: half of the pairs, two products
-        "llama": 6 * length * width,
-        "mamba": 3 * 9 * 2 * width * 16,  # discretisation and recurrence of 16 states on twice the width
-        "hyena": 3 * 3 * 10 * math.log2(4 * length) * width,  # transforms of twice the length
-    }[arch]
-    return 6 * (in_matrices - looked_up) + layers * mixing
-
-
-def matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of a large product: float32 on CPU, bfloat16 on CUDA."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return _matmul_rate(device, seconds)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _matmul_rate(device: str, seconds: float) -> float:
-    size, dtype = (768, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(2):  # warm up
-        a @ b
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        a @ b
-        done += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
-    return done * 2.0 * size**3 / (time.perf_counter() - started)
-
-
 def memory_gib(
     model: TimelineModel, arch: str, vocabulary: int, settings: Pretraining, length: int, cuda: bool
 ) -> float:
     """Weights, gradients, moments; activations of one batch; the chunk of logits that the loss holds."""
-    layers, width = _shape(model)
+    layers, width = layers_and_width(model)
     tokens = max(min(settings.batch_tokens, settings.tokens_per_step), length)
     kind, bytes_each = ("bfloat16", 2) if cuda and settings.precision != "32-true" else ("float32", 4)
     activations = tokens * layers * width * ACTIVATIONS[kind][arch] * bytes_each
@@ -147,7 +97,7 @@ def plan_models(
         flop = flop_per_token(model, identity.arch, identity.context) * settings.tokens
         windows = max(1, min(settings.batch_tokens, settings.tokens_per_step) // identity.context)
         looping = device == "cuda" and identity.arch == "mamba" and backend_for(torch.device("cuda")) == "torch"
-        scan = _shape(model)[0] * settings.tokens / windows * SCAN_STEP_SECONDS if looping else 0.0
+        scan = layers_and_width(model)[0] * settings.tokens / windows * SCAN_STEP_SECONDS if looping else 0.0
         rows.append(
             ModelPlan(
                 model=name,

@@ -15,7 +15,8 @@ from ehrctx.artifacts import new_artifact
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.pretrain import plan as module
 from ehrctx.pretrain.batches import TrainingBatches
-from ehrctx.pretrain.plan import flop_per_token, matmul_rate, plan, plan_models, plan_text, vocabulary_of
+from ehrctx.pretrain.flop import flop_per_token, matmul_rate
+from ehrctx.pretrain.plan import plan, plan_models, plan_text, vocabulary_of
 from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Study, load
 from ehrctx.timelines.store import KIND as TIMELINES
 from ehrctx.timelines.store import Timelines

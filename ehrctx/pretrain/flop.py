@@ -1,0 +1,75 @@
+"""Floating-point operations of a training, and the rate at which this machine does them in matrix products.
+
+The usual count (Kaplan et al. 2020, arXiv 2001.08361): 6 per weight of a matrix product and token, forward and backward
+together, and what attention, scan or FFT add.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from ehrctx.models.model import TimelineModel
+
+
+def layers_and_width(model: TimelineModel) -> tuple[int, int]:
+    """(layers, hidden size)."""
+    config = model.network.config
+    return int(config.num_hidden_layers), model.hidden_size
+
+
+def matrix_flop(model: TimelineModel) -> int:
+    """Per token, forward and backward: the products with weights. What is only looked up costs nothing."""
+    embedding: Any = model.network.get_input_embeddings()
+    output: Any = model.network.get_output_embeddings()
+    in_matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim >= 2 and ".filter." not in n)
+    looked_up = 0 if output.weight is embedding.weight else embedding.weight.numel()
+    looked_up += (model.context_limit or 0) * model.hidden_size  # the table of positions
+    return 6 * (in_matrices - looked_up)
+
+
+def mixing_flop(model: TimelineModel, arch: str, length: int) -> float:
+    """Per token, forward and backward: what mixes positions, at windows of `length` tokens."""
+    layers, width = layers_and_width(model)
+    return (
+        layers
+        * {
+            "gpt": 6 * length * width,  # causal attention: half of the pairs, two products
+            "llama": 6 * length * width,
+            "mamba": 3 * 9 * 2 * width * 16,  # discretisation and recurrence of 16 states on twice the width
+            "hyena": 3 * 3 * 10 * math.log2(4 * length) * width,  # transforms of twice the length
+        }[arch]
+    )
+
+
+def flop_per_token(model: TimelineModel, arch: str, length: int) -> float:
+    """Forward and backward, at windows of `length` tokens."""
+    return matrix_flop(model) + mixing_flop(model, arch, length)
+
+
+def matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
+    """Floating-point operations per second of a large product: float32 on CPU, bfloat16 on CUDA."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _matmul_rate(device, seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _matmul_rate(device: str, seconds: float) -> float:
+    size, dtype = (768, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    own = torch.Generator(device).manual_seed(0)  # a training's generator stays where it is
+    a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
+    for _ in range(2):  # warm up
+        a @ b
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        a @ b
+        done += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return done * 2.0 * size**3 / (time.perf_counter() - started)
