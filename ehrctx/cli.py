@@ -153,27 +153,33 @@ def pretrain(
         Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")
     ] = None,
     settings: Settings = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the settings'", min=1)] = None,
-    checkpoint_seconds: Annotated[
-        float | None, typer.Option(help="what a kill can cost at most, instead of the settings'", min=0)
+    running: Annotated[
+        str | None, typer.Option(help="how it is run, of the same section: threads, devices, checkpoint_seconds …")
     ] = None,
     tracking: Store = None,
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
 ) -> None:
     """Train one model on next tokens; resumes where it was killed. Settings: the study's `pretraining`."""
+    from ehrctx.pretrain.distribution import is_first_process
     from ehrctx.pretrain.run import pretrain as run
     from ehrctx.study import Pretraining
     from ehrctx.study import settings as parse
 
-    running = {"threads": threads, "checkpoint_seconds": checkpoint_seconds}
-    chosen = parse(Pretraining, settings).model_copy(update={k: v for k, v in running.items() if v is not None})
+    chosen = parse(Pretraining, settings)
+    if running is not None:
+        given = parse(Pretraining, running, "--running").model_dump(
+            include=set(Pretraining.RUNNING), exclude_unset=True
+        )
+        chosen = chosen.model_copy(update=given)
     loggers = []
-    if tracking is not None:
+    if tracking is not None and is_first_process():
         from ehrctx.report.tracking import training_logger
 
         loggers.append(training_logger(tracking, experiment, model, chosen))
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
-    _print(run(timelines, model, chosen, out, folder, loggers))
+    facts = run(timelines, model, chosen, out, folder, loggers)
+    if is_first_process():
+        _print(facts)
 
 
 @app.command()

@@ -96,7 +96,9 @@ class Pretraining(Config):
     """Next-token pretraining. All amounts are in tokens that are not padding, so context lengths compare."""
 
     # How a training is run, not what it learns: changing one trains nothing again.
-    RUNNING: ClassVar[tuple[str, ...]] = ("checkpoint_seconds", "threads")
+    RUNNING: ClassVar[tuple[str, ...]] = (
+        "checkpoint_seconds", "keep_every_tokens", "threads", "devices", "strategy", "compile",
+    )  # fmt: skip
 
     tokens: int = Field(2_000_000_000, ge=1, description="the whole budget")
     tokens_per_step: int = Field(65_536, ge=1, description="tokens of one optimizer step")
@@ -113,12 +115,26 @@ class Pretraining(Config):
     validations: int = Field(
         4, ge=1, description="whole-split validations, evenly over the tokens, the last at the end"
     )
+    weights: Literal["last", "best"] = Field(
+        "last", description="which the model ends with: those of the last step, or of the lowest validation loss"
+    )
+    on_loss_spike: Literal["warn", "skip", "stop"] = Field(
+        "warn", description="a step whose loss leaps far above the last 50: say so, leave its update out, or end"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="what a kill can cost at most")
+    keep_every_tokens: int | None = Field(
+        None, ge=1, description="also keep the model every so many tokens, beside the checkpoint"
+    )
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         "auto", description="auto: bf16 on CUDA, float32 on CPU"
     )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(2, ge=1, description="CPU threads of one training or embedding job")
+    threads: int = Field(2, ge=1, description="CPU threads of one training process or embedding job")
+    devices: int = Field(1, ge=1, description="processes that share one training, one per GPU")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="what several devices share: batches alone, or weights and optimizer as well"
+    )
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps on a GPU")
     scan: Literal["auto", "mamba_ssm", "triton", "numba", "torch"] = Field(
         "auto", description="who computes Mamba's scan; auto: the best that the device has"
     )
@@ -244,6 +260,11 @@ class Study(Config):
         if isinstance(value, Config):
             value = {name: v for name, v in value.model_dump(mode="json").items() if name not in without}
         return json.dumps(value, sort_keys=True)
+
+    def running(self, threads: int) -> str:
+        """How a training is run, as JSON text; its processes share `threads`, which may be fewer than it asks for."""
+        value = self.pretraining.model_dump(mode="json", include=set(Pretraining.RUNNING))
+        return json.dumps(value | {"threads": max(1, threads // self.pretraining.devices)}, sort_keys=True)
 
 
 C = TypeVar("C", bound=Config)

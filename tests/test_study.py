@@ -365,3 +365,12 @@ def test_find_takes_names_and_paths(tmp_path):
 def test_nearest_is_deterministic():
     assert nearest("tokns", ["seed", "tokens"]) == "did you mean 'tokens'?"
     assert nearest("zzz", ["b", "a"]) == "known: a, b."
+
+
+@pytest.mark.parametrize(("threads", "devices", "each"), [(4, 1, 4), (4, 2, 2), (1, 2, 1), (5, 2, 2)])
+def test_processes_share_the_threads_that_a_job_gets(threads, devices, each):
+    plan = Pretraining(devices=devices, threads=8, checkpoint_seconds=5, learning_rate=0.5)
+    study = Study(name="a", simulate={}, models=("gpt-tiny-64",), tasks=("guo_los",), pretraining=plan)
+    running = json.loads(study.running(threads))
+    assert set(running) == set(Pretraining.RUNNING)
+    assert (running["threads"], running["devices"], running["checkpoint_seconds"]) == (each, devices, 5)

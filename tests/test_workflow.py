@@ -199,7 +199,7 @@ NEW_TABLES = {"report", "notebook", "all"}
         ("perplexity={stride: 8}", {"perplexity", "robustness"} | NEW_TABLES),
         ("perplexity={minimum_tokens: 5}", {"robustness"} | NEW_TABLES),
         ("privacy={minimum_count: 5}", {"score", "robustness"} | NEW_TABLES),
-        ("pretraining={checkpoint_seconds: 7, threads: 2}", {"report", "all"}),
+        ("pretraining={checkpoint_seconds: 7, threads: 2, devices: 2, compile: true}", {"report", "all"}),
     ],
 )
 def test_a_changed_key_runs_only_what_depends_on_it(finished, key, rules):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -106,10 +107,10 @@ class TrainingBatches:
                 ]
                 yield Step(index, cut)
 
-    def coverage(self) -> tuple[int, float]:
-        """How many distinct subjects all steps see, and how many windows there are for each train subject."""
+    def coverage(self, steps: int) -> tuple[int, float]:
+        """How many distinct subjects the first `steps` see, and how many windows there are for each train subject."""
         seen, windows = np.zeros(len(self.windows.timelines), dtype=bool), 0
-        for _, batches in self._plan():
+        for _, batches in islice(self._plan(), steps):
             for subjects, _ in batches:
                 seen[subjects] = True
                 windows += len(subjects)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel
 from ehrctx.pretrain.batches import Step, TrainingBatches, validation_batches
+from ehrctx.pretrain.distribution import Batch, shard, shares, whole_weights
+from ehrctx.pretrain.guard import is_spike, remember, suspect
 from ehrctx.pretrain.schedule import learning_rate
 from ehrctx.study import Pretraining
+
+_log = logging.getLogger(__name__)
 
 
 class _Steps(IterableDataset):
@@ -29,7 +37,7 @@ class _Steps(IterableDataset):
         return self.module.batches.steps(self.module.progress["steps"])
 
 
-def _tensors(batch: tuple[np.ndarray, np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     tokens, lengths = (torch.from_numpy(x).to(device, non_blocking=True) for x in batch)
     return tokens, lengths
 
@@ -38,7 +46,8 @@ class PretrainingModule(LightningModule):
     """Next-token pretraining of a TimelineModel.
 
     `progress` is all that a checkpoint needs beside weights and optimizer: steps, tokens, padded_tokens and seconds so
-    far, and the validation losses, each as [tokens, loss].
+    far, the losses of the last steps, the spikes among all as [step, loss], the validation losses as [tokens, loss],
+    and the lowest of these.
     """
 
     def __init__(
@@ -48,8 +57,32 @@ class PretrainingModule(LightningModule):
         self.automatic_optimization = False
         self.model, self.batches, self.tuning_subjects, self.settings = model, batches, tuning_subjects, settings
         self.progress: dict[str, Any] = {
-            "steps": 0, "tokens": 0, "padded_tokens": 0, "seconds": 0.0, "validation": []
+            "steps": 0, "tokens": 0, "padded_tokens": 0, "seconds": 0.0,
+            "recent": [], "spikes": [], "validation": [], "best": None,
         }  # fmt: skip
+
+    @property
+    def world(self) -> tuple[int, int]:
+        """(rank of this process, processes)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+
+    @property
+    def sharded(self) -> bool:
+        return self.device_mesh is not None
+
+    def configure_model(self) -> None:
+        """Shards and compiles, once the processes have joined; the names of the weights stay."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+        if self.settings.compile:
+            self.model.network.base_model.compile(dynamic=True)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All weights, on the CPU, for the first process; all have to call it."""
+        return whole_weights(self.model, self.sharded)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum") if self.world[1] > 1 else values
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(_Steps(self), batch_size=None)
@@ -70,6 +103,60 @@ class PretrainingModule(LightningModule):
         ]
         return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=self.settings.betas, fused=True)
 
+    def _backward(self, step: Step) -> np.ndarray:
+        """Accumulates the gradient of the step's mean loss; the summed loss of each batch, float64[batches]."""
+        rank, world = self.world
+        losses = torch.zeros(len(step.batches), dtype=torch.float64, device=self.device)
+        rounds = shares(step.batches, rank, world)
+        for i, (position, batch) in enumerate(rounds):
+            loss, _ = self.model.loss(*_tensors(batch, self.device))
+            if position >= 0:
+                losses[position] += loss.detach()
+            with self._accumulating(i + 1 < len(rounds)), torch.autocast(self.device.type, enabled=False):
+                # Lightning opens autocast around the whole step. The backward has the precision of its forward without
+                # it; within it, our operators' float32 backwards (scan, filters) would be done in bfloat16.
+                self.manual_backward(loss * (world * (position >= 0)) / step.predicted)
+        return self._summed(losses).cpu().numpy()
+
+    def _accumulating(self, more: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once, in the last backward of a step."""
+        model: Any = self.model
+        strategy = self.trainer.strategy if self.world[1] > 1 else None
+        if self.sharded:
+            model.set_requires_gradient_sync(not more)
+        return strategy.block_backward_sync() if more and isinstance(strategy, DDPStrategy) else nullcontext()
+
+    def _clipped(self) -> float:
+        """The norm of the whole gradient before it was clipped."""
+        norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        return float(norm.full_tensor() if self.sharded else norm)
+
+    def _guarded(self, step: Step, losses: np.ndarray, norm: float) -> bool:
+        """Whether the update may be made. Ends the training where the loss is not finite."""
+        mean = float(losses.sum()) / step.predicted
+        where = f"step {step.index} ({self.progress['tokens']:,} tokens), {suspect(step.batches, losses)}"
+        if not (np.isfinite(mean) and np.isfinite(norm)):
+            what = "loss" if not np.isfinite(mean) else "gradient"
+            raise InputError(
+                f"the {what} is not finite at {where}. "
+                f"Lower pretraining.learning_rate, or raise pretraining.warmup_share."
+            )
+        spiked = is_spike(mean, self.progress["recent"])
+        self.progress["recent"] = remember(mean, self.progress["recent"])
+        if not spiked:
+            return True
+        self.progress["spikes"].append([step.index, mean])
+        choice = self.settings.on_loss_spike
+        if choice == "stop":
+            raise InputError(
+                f"the loss leaps to {mean:.2f} nats at {where}. Lower pretraining.learning_rate, "
+                f"or go on past it with pretraining.on_loss_spike: skip (or warn)."
+            )
+        if self.world[0] == 0:
+            what = "its update is left out" if choice == "skip" else "training goes on"
+            _log.warning("the loss leaps to %.2f nats at %s; %s.", mean, where, what)
+        return choice == "warn"
+
     def training_step(self, step: Step, _: int) -> None:
         started = time.perf_counter()
         optimizer: Any = self.optimizers()
@@ -77,22 +164,10 @@ class PretrainingModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        total = 0.0
-        for batch in step.batches:
-            loss, _ = self.model.loss(*_tensors(batch, self.device))
-            # Lightning opens autocast around the whole step. The backward has the precision of its forward without it;
-            # within it, our operators' float32 backwards (scan, filters) would be done in bfloat16.
-            with torch.autocast(self.device.type, enabled=False):
-                self.manual_backward(loss / step.predicted)
-            total += loss.item()
-        mean = total / step.predicted
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip))
-        if not (np.isfinite(mean) and np.isfinite(norm)):
-            raise InputError(
-                f"the loss is not finite at step {step.index} ({self.progress['tokens']:,} tokens). "
-                f"Lower pretraining.learning_rate, or raise pretraining.warmup_share."
-            )
-        optimizer.step()
+        losses = self._backward(step)
+        norm = self._clipped()
+        if self._guarded(step, losses, norm):
+            optimizer.step()
         self.progress["steps"] = step.index + 1
         self.progress["tokens"] += step.tokens
         self.progress["padded_tokens"] += step.padded_tokens
@@ -100,12 +175,13 @@ class PretrainingModule(LightningModule):
         self.progress["seconds"] += seconds
         self.log_dict(
             {
-                "train_loss": mean,
+                "train_loss": float(losses.sum()) / step.predicted,
                 "learning_rate": rate,
                 "gradient_norm": norm,
                 "tokens": float(self.progress["tokens"]),
                 "tokens_per_second": step.tokens / seconds,
                 "real_token_share": step.tokens / step.padded_tokens,
+                "loss_spikes": float(len(self.progress["spikes"])),
             },
             batch_size=1,
         )
@@ -114,11 +190,16 @@ class PretrainingModule(LightningModule):
     def validation_loss(self) -> float:
         """Mean next-token loss (nats) over every token of the tuning split."""
         self.model.eval()
-        total, n = 0.0, 0
-        for batch in validation_batches(self.batches.windows, self.tuning_subjects, self.settings.batch_tokens):
-            loss, predicted = self.model.loss(*_tensors(batch, self.device))
-            total, n = total + loss.item(), n + predicted
+        rank, world = self.world
+        found = torch.zeros(2, dtype=torch.float64, device=self.device)
+        batches = validation_batches(self.batches.windows, self.tuning_subjects, self.settings.batch_tokens)
+        while some := list(islice(batches, world)):
+            for position, batch in shares(some, rank, world):
+                loss, predicted = self.model.loss(*_tensors(batch, self.device))
+                if position >= 0:
+                    found += torch.tensor([loss.item(), predicted], dtype=torch.float64, device=self.device)
         self.model.train()
+        total, n = self._summed(found).tolist()
         return total / n
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

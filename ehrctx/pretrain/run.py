@@ -9,100 +9,35 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import time
+import math
+import shutil
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from tqdm import tqdm
+from torch import Tensor
 
-from ehrctx.artifacts import exclusive, fingerprint, new_artifact
+from ehrctx.artifacts import exclusive, fingerprint, new_artifact, new_file
 from ehrctx.errors import InputError
 from ehrctx.models.mamba import choose_scan
-from ehrctx.models.model import build_model, save_model
+from ehrctx.models.model import TimelineModel, build_model, load_model, save_model
 from ehrctx.pretrain.batches import TrainingBatches
+from ehrctx.pretrain.callbacks import BEST, CHECKPOINT, Checkpoint, Keep, Progress, Telemetry, Validation, kept
+from ehrctx.pretrain.distribution import is_first_process, processes, trainer_arguments
 from ehrctx.pretrain.module import PretrainingModule
 from ehrctx.pretrain.trained import KIND
 from ehrctx.study import ModelId, Pretraining
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
-CHECKPOINT = "last.ckpt"
+LOGGED_STEPS = 500  # entries of a training in MLflow, evenly over its steps; every step of a short one
 # Settings that may differ when a run is resumed. The precision, which changes what is learned, is recorded as resolved.
 MAY_DIFFER = frozenset({*Pretraining.RUNNING, "accelerator"})
-
-
-class _Validation(Callback):
-    """Whole-split validation, evenly over the steps, the last at the end."""
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        assert isinstance(module, PretrainingModule)
-        steps, total, n = module.progress["steps"], module.batches.n_steps, module.settings.validations
-        if steps * n // total > (steps - 1) * n // total:
-            with trainer.precision_plugin.forward_context():
-                loss = module.validation_loss()
-            module.progress["validation"].append([module.progress["tokens"], loss])
-            for logger in trainer.loggers:
-                logger.log_metrics({"validation_loss": loss}, step=steps)
-
-
-class _Checkpoint(Callback):
-    """Saves at most every `seconds`, and at the last step; a kill while saving leaves the previous checkpoint whole."""
-
-    def __init__(self, folder: Path, seconds: float) -> None:
-        self.folder, self.seconds, self.saved = folder, seconds, time.monotonic()
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        assert isinstance(module, PretrainingModule)
-        last = module.progress["steps"] == module.batches.n_steps
-        if last or time.monotonic() - self.saved >= self.seconds:
-            partial = self.folder / f".{CHECKPOINT}.partial"
-            trainer.save_checkpoint(partial)
-            os.replace(partial, self.folder / CHECKPOINT)
-            self.saved = time.monotonic()
-
-
-class _Progress(Callback):
-    """A bar in tokens: tokens/s, time left, loss, real-token share. A line now and then where there is no terminal."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.bar: tqdm | None = None
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, PretrainingModule)
-        interactive = os.isatty(2)
-        self.bar = tqdm(
-            total=module.batches.n_steps * module.settings.tokens_per_step,
-            initial=module.progress["tokens"],
-            unit="tok",
-            unit_scale=True,
-            desc=self.name,
-            mininterval=0.5 if interactive else 15,
-            maxinterval=0.5 if interactive else 15,
-            ncols=None if interactive else 110,
-        )
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        assert isinstance(module, PretrainingModule)
-        if self.bar is not None:
-            share = module.progress["tokens"] / module.progress["padded_tokens"]
-            loss = float(trainer.callback_metrics["train_loss"])
-            self.bar.set_postfix_str(f"loss {loss:.3f}, real tokens {share:.1%}", refresh=False)
-            self.bar.update(module.progress["tokens"] - self.bar.n)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def _accelerator(choice: str) -> str:
@@ -113,15 +48,60 @@ def _accelerator(choice: str) -> str:
 
 
 def _matching_checkpoint(folder: Path, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to resume, if it belongs to this run; one of other settings or data is removed."""
+    """The checkpoint to resume, if it belongs to this run."""
     file, known = folder / CHECKPOINT, folder / "run.json"
-    if known.is_file() and json.loads(known.read_text()) == identity and file.is_file():
-        return file
-    file.unlink(missing_ok=True)
-    partial = folder / ".run.json.partial"
-    partial.write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, known)
-    return None
+    return file if known.is_file() and json.loads(known.read_text()) == identity and file.is_file() else None
+
+
+class _Claim(Callback):
+    """The first process removes what a run of other settings or data left in `folder`, and writes whose it is now.
+
+    Not before all processes have joined, and so have looked for their checkpoint.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], resumes: bool) -> None:
+        self.folder, self.identity, self.resumes = folder, identity, resumes
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero or self.resumes:
+            return
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        for model in [self.folder / BEST, *self.folder.glob(kept("*"))]:
+            if model.is_dir():
+                shutil.rmtree(model)
+        with new_file(self.folder / "run.json") as partial:
+            partial.write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
+
+
+def _use_scan(model: TimelineModel, scan: str, accelerator: str) -> None:
+    try:
+        choose_scan(model, scan, torch.device(accelerator))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"pretraining.scan: {error}. Leave it at 'auto', or choose another.") from None
+
+
+def _facts(model_id: ModelId, module: PretrainingModule, accelerator: str) -> dict[str, Any]:
+    progress = module.progress
+    subjects, passes = module.batches.coverage(progress["steps"])
+    return {
+        "arch": model_id.arch,
+        "size": model_id.size,
+        "context": model_id.context,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "hidden_size": module.model.hidden_size,
+        "tokens": progress["tokens"],
+        "padded_tokens": progress["padded_tokens"],
+        "steps": progress["steps"],
+        "seconds": progress["seconds"],
+        "tokens_per_second": progress["tokens"] / progress["seconds"],
+        "real_token_share": progress["tokens"] / progress["padded_tokens"],
+        "subjects": subjects,
+        "passes": passes,
+        "validation": list(progress["validation"]),
+        "best": progress["best"],
+        "loss_spikes": list(progress["spikes"]),
+        "device": accelerator,
+    }
 
 
 def pretrain(
@@ -135,8 +115,10 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains `model_name` on the train split of the store `timelines` and writes its weights to the folder `out`.
 
-    `checkpoints` is the folder to resume from. Returns the facts of the artefact: parameters, tokens, padded_tokens,
-    steps, seconds, tokens_per_second, real_token_share, subjects, passes, validation ([tokens, loss] pairs).
+    `checkpoints` is the folder to resume from, and where models on the way are kept. Returns the facts of the artefact:
+    parameters, tokens, padded_tokens, steps, seconds, tokens_per_second, real_token_share, subjects, passes, validation
+    and best ([tokens, loss]), loss_spikes ([step, loss]). Several processes may call it together
+    (see `distribution`); the first one writes.
     """
     try:
         model_id = ModelId.parse(model_name)
@@ -156,18 +138,28 @@ def pretrain(
         "timelines": fingerprint(timelines),
         "settings": json.loads(settings.model_dump_json(exclude=set(MAY_DIFFER))) | {"precision": precision},
     }
+
+    def new_model() -> TimelineModel:
+        return build_model(model_id, store.vocabulary_size, settings.seed + model_id.seed)
+
+    def write(folder: Path, weights: dict[str, Tensor]) -> None:
+        model = new_model()
+        model.load_state_dict(weights)
+        facts = _facts(model_id, module, accelerator)
+        running = {"threads": settings.threads, "processes": math.prod(processes(settings))}
+        with new_artifact(folder, KIND, identity | running, {"timelines": timelines}, facts) as partial:
+            save_model(model, partial)
+
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
-    with exclusive(lock, f"training {model_name} in {checkpoints}"):
+    first = is_first_process()
+    with exclusive(lock, f"training {model_name} in {checkpoints}") if first else nullcontext():
         checkpoints.mkdir(parents=True, exist_ok=True)
-        seed = settings.seed + model_id.seed
-        model = build_model(model_id, store.vocabulary_size, seed)
+        model = new_model()
         if model_id.arch == "mamba" and settings.scan != "auto":
-            try:
-                choose_scan(model, settings.scan, torch.device(accelerator))
-            except (ValueError, RuntimeError) as error:
-                raise InputError(f"pretraining.scan: {error}. Leave it at 'auto', or choose another.") from None
+            _use_scan(model, settings.scan, accelerator)
         batches = TrainingBatches(windows, train, settings, settings.seed)
         module = PretrainingModule(model, batches, tuning, settings)
+        every_steps = max(1, batches.n_steps // LOGGED_STEPS)
         resume = _matching_checkpoint(checkpoints, identity)
         with warnings.catch_warnings():
             # Lightning advises more workers and a ModelCheckpoint; batches cost nothing and we keep our own.
@@ -176,19 +168,22 @@ def pretrain(
             trainer = Trainer(
                 max_epochs=1,
                 accelerator=accelerator,
-                devices=1,
                 precision=precision,
                 logger=list(loggers),
                 callbacks=[
-                    _Validation(),
-                    _Checkpoint(checkpoints, settings.checkpoint_seconds),
-                    _Progress(model_name),
+                    _Claim(checkpoints, identity, resume is not None),
+                    Validation(),
+                    Keep(checkpoints, write),
+                    Checkpoint(checkpoints, settings.checkpoint_seconds),
+                    Progress(model_name),
+                    Telemetry(model_id.arch, every_steps),
                     *callbacks,
                 ],
-                log_every_n_steps=max(1, batches.n_steps // 200),
+                log_every_n_steps=every_steps,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
+                **trainer_arguments(settings, accelerator),
             )
             if resume is not None:
                 saved = torch.load(resume, map_location="cpu", weights_only=True)
@@ -196,27 +191,7 @@ def pretrain(
                 module.load_state_dict(saved["state_dict"])
             if module.progress["steps"] < batches.n_steps:
                 trainer.fit(module, ckpt_path=resume, weights_only=True)
-        progress = module.progress
-        subjects, passes = batches.coverage()
-        facts = {
-            "arch": model_id.arch,
-            "size": model_id.size,
-            "context": model_id.context,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "hidden_size": model.hidden_size,
-            "tokens": progress["tokens"],
-            "padded_tokens": progress["padded_tokens"],
-            "steps": progress["steps"],
-            "seconds": progress["seconds"],
-            "tokens_per_second": progress["tokens"] / progress["seconds"],
-            "real_token_share": progress["tokens"] / progress["padded_tokens"],
-            "subjects": subjects,
-            "passes": passes,
-            "validation": progress["validation"],
-            "device": accelerator,
-        }
-        with new_artifact(
-            out, KIND, identity | {"threads": settings.threads}, {"timelines": timelines}, facts
-        ) as folder:
-            save_model(model, folder)
-    return facts
+        weights = module.whole_weights()
+        if first:
+            write(out, load_model(checkpoints / BEST).state_dict() if settings.weights == BEST else weights)
+    return _facts(model_id, module, accelerator)

@@ -22,11 +22,12 @@ rule pretrain:
         store=TRACKING,
         experiment=STUDY.name,
     priority: 1  # the longest jobs first: the short ones fill the gaps at the end
-    threads: STUDY.pretraining.threads
+    threads: STUDY.pretraining.threads * STUDY.pretraining.devices
     resources:
-        checkpoint_seconds=str(STUDY.pretraining.checkpoint_seconds),  # a changed resource re-runs nothing
+        # a changed resource re-runs nothing, and what is here changes nothing that is learned
+        running=lambda wildcards, threads: STUDY.running(threads),
     shell:
         "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
         "--checkpoints {params.checkpoints} --settings {params.settings:q} "
-        "--threads {threads} --checkpoint-seconds {resources.checkpoint_seconds} "
+        "--running {resources.running:q} "
         "--tracking {params.store} --experiment {params.experiment}"

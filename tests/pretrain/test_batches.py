@@ -178,12 +178,14 @@ def test_only_the_subjects_given_are_drawn(store):
 @pytest.mark.parametrize("context", [16, 40, 300])
 def test_coverage_is_that_of_the_windows_that_were_cut(store, tokens, context):
     batches = training(store, context, plan=PLAN.model_copy(update={"tokens": tokens}))
-    windows = rows_of(list(batches.steps()))
-    assert batches.coverage() == (len({subject_of(store, row) for row in windows}), len(windows) / len(TIMED))
+    for steps in {1, batches.n_steps // 2 or 1, batches.n_steps}:
+        windows = rows_of(list(batches.steps())[:steps])
+        subjects = {subject_of(store, row) for row in windows}
+        assert batches.coverage(steps) == (len(subjects), len(windows) / len(TIMED))
 
 
 def test_a_budget_below_one_pass_does_not_see_everybody(store):
-    subjects, passes = training(store, plan=PLAN.model_copy(update={"tokens": 100, "tokens_per_step": 100})).coverage()
+    subjects, passes = training(store, plan=PLAN.model_copy(update={"tokens": 100, "tokens_per_step": 100})).coverage(1)
     assert subjects < len(TIMED)
     assert passes < 1
 

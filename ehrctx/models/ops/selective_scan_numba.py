@@ -337,7 +337,8 @@ class _SelectiveScan(torch.autograd.Function):
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """As `ehrctx.models.ops.selective_scan.selective_scan`, for CPU tensors."""
-    inputs = [u, delta, a.t(), b.transpose(1, 2), c.transpose(1, 2), d]
+    # d is a parameter itself: numpy's view of it would keep FSDP from freeing its memory
+    inputs = [u, delta, a.t(), b.transpose(1, 2), c.transpose(1, 2), d.clone()]
     inputs = [x.float().contiguous() for x in inputs]
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return _SelectiveScan.apply(*inputs)

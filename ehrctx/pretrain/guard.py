@@ -1,0 +1,40 @@
+"""What guards a training: a loss that is not finite, or leaps, is noticed at once, with the batch it came from.
+
+A step is a pure function of the seed and its index, so (step, batch) is enough to cut the same windows again:
+`TrainingBatches.steps(first=step)`. No subject is named.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from ehrctx.pretrain.distribution import Batch
+
+REMEMBERED = 50  # steps
+FEWEST = 20  # steps before a leap can be told from noise
+WIDTH = 6  # interquartile ranges above the median: 8 standard deviations of normal noise
+LEAST = 0.1  # of the median, for losses that hardly vary
+
+
+def is_spike(loss: float, recent: Sequence[float]) -> bool:
+    """Whether `loss` leaps far above the losses of the last steps (`recent`, oldest first)."""
+    if len(recent) < FEWEST:
+        return False
+    lower, median, upper = statistics.quantiles(recent, n=4)
+    return loss > median + max(WIDTH * (upper - lower), LEAST * median)
+
+
+def remember(loss: float, recent: Sequence[float]) -> list[float]:
+    """`recent` with `loss` at its end; a loss that stays high becomes the measure, and is no leap any more."""
+    return [*recent, loss][-REMEMBERED:]
+
+
+def suspect(batches: Sequence[Batch], losses: np.ndarray) -> str:
+    """The batch that a step's loss came from, in words: not finite, else the highest mean of `losses` float64[n]."""
+    means = losses / np.array([(lengths - 1).sum() for _, lengths in batches])
+    worst = int(np.argmax(np.where(np.isfinite(means), means, np.inf)))
+    rows, length = batches[worst][0].shape
+    return f"batch {worst + 1} of {len(batches)} ({rows} window(s) of up to {length:,} tokens)"
