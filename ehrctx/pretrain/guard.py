@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,16 +16,18 @@ from ehrctx.pretrain.distribution import Batch
 
 REMEMBERED = 50  # steps
 FEWEST = 20  # steps before a leap can be told from noise
-WIDTH = 6  # interquartile ranges above the median: 8 standard deviations of normal noise
-LEAST = 0.1  # of the median, for losses that hardly vary
+LEVEL = 10  # steps whose median is where the loss is now, on its way down
+WIDTH = 8  # median changes from step to step above it: 7.6 standard deviations of normal noise
+LEAST = 0.1  # of the level, for losses that hardly vary
 
 
 def is_spike(loss: float, recent: Sequence[float]) -> bool:
     """Whether `loss` leaps far above the losses of the last steps (`recent`, oldest first)."""
     if len(recent) < FEWEST:
         return False
-    lower, median, upper = statistics.quantiles(recent, n=4)
-    return loss > median + max(WIDTH * (upper - lower), LEAST * median)
+    level = statistics.median(recent[-LEVEL:])
+    change = statistics.median(abs(after - before) for before, after in pairwise(recent))
+    return loss > level + max(WIDTH * change, LEAST * level)
 
 
 def remember(loss: float, recent: Sequence[float]) -> list[float]:

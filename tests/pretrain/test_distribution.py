@@ -55,8 +55,8 @@ def together(names: list[str], plan: Pretraining, timelines: Path, out: Path, di
     )
     port = 20_000 + os.getpid() % 20_000
     shared = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}",
-        "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{port}", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     started = [
         subprocess.Popen(

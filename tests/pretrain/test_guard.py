@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ehrctx.pretrain.guard import FEWEST, REMEMBERED, is_spike, remember, suspect
+from ehrctx.pretrain.guard import FEWEST, LEVEL, is_spike, remember, suspect
 
 
 def leaps(losses) -> list[int]:
@@ -36,7 +36,7 @@ def test_a_loss_that_stays_high_becomes_the_measure():
     losses = np.concatenate([np.full(100, 2.0), np.full(200, 4.0)])
     found = leaps(losses)
     assert found[0] == 100
-    assert found[-1] < 100 + REMEMBERED
+    assert found[-1] < 100 + LEVEL
 
 
 def test_too_few_steps_tell_nothing():
