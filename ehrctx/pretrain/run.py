@@ -151,16 +151,17 @@ def pretrain(
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    not_learned = {*MAY_DIFFER, *settings.without_effect(model_id)}
     identity = {
         "model": model_name,
         "timelines": fingerprint(timelines),
-        "settings": json.loads(settings.model_dump_json(exclude=set(MAY_DIFFER))) | {"precision": precision},
+        "settings": json.loads(settings.model_dump_json(exclude=not_learned)) | {"precision": precision},
     }
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
     with exclusive(lock, f"training {model_name} in {checkpoints}"):
         checkpoints.mkdir(parents=True, exist_ok=True)
         seed = settings.seed + model_id.seed
-        model = build_model(model_id, store.vocabulary_size, seed)
+        model = build_model(model_id, store.vocabulary_size, seed, settings.rope)
         if model_id.arch == "mamba" and settings.scan != "auto":
             try:
                 choose_scan(model, settings.scan, torch.device(accelerator))
