@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for name in scan long_conv token_loss training_step batches bootstrap; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@for name in scan long_conv rms_norm token_loss training_step batches bootstrap; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 dashboard: $(READY)
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000

@@ -55,7 +55,7 @@ def with_backend(backend: str, run: Callable[[], None]) -> Callable[[], None]:
 
 
 def as_it_is(model: TimelineModel, arch: str, tokens: torch.Tensor, **changes: Any) -> Callable[[], None]:
-    """transformers' own class, of the same configuration."""
+    """transformers' own class, of the same configuration but for `changes`."""
     config = model.network.config.__class__(**{**model.network.config.to_dict(), **changes})
     network = CLASSES[arch](config)
     return stepping(network, lambda: network(input_ids=tokens, labels=tokens).loss)
@@ -95,7 +95,8 @@ def measure(size: str, vocabulary: int, arch: str, batch: int, length: int, slow
         variants = {"ours": ours(model, tokens), "published": published_hyena(other, tokens)}
         baselines = {"published": "published operator"}
     else:
-        variants = {"ours": ours(model, tokens), "transformers": as_it_is(model, arch, tokens)}
+        changes = {"activation_function": "gelu_new"} if arch == "gpt" else {}  # what its GPT-2 has
+        variants = {"ours": ours(model, tokens), "transformers": as_it_is(model, arch, tokens, **changes)}
     took = medians(variants, repeats)
     for mine in (name for name in variants if name not in baselines):
         for name, called in baselines.items():

@@ -92,6 +92,38 @@ class Labels(Config):
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
 
+class Rope(Config):
+    """Rotary positions of Llama: pair i of a head of width d turns by theta^(-2 i / d) per token."""
+
+    theta: float = Field(500_000.0, gt=1, allow_inf_nan=False, description="the base: larger turns more slowly")
+    scaling: Literal["none", "linear", "yarn"] = Field(
+        "none",
+        description="linear: every turn is divided by the factor (arXiv 2306.15595); yarn: only turns too slow to "
+        "come round within the original context, and attention is sharpened (arXiv 2309.00071)",
+    )
+    factor: float = Field(1.0, ge=1, allow_inf_nan=False, description="by how much the original context is stretched")
+    original_context: int | None = Field(
+        None,
+        ge=MINIMUM_CONTEXT,
+        description="yarn: the context before stretching, in tokens; the model's own divided by the factor if left out",
+    )
+
+    def original(self, context: int) -> int:
+        """The context before stretching, in tokens, of a model whose context length is `context`."""
+        return self.original_context or round(context / self.factor)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.scaling == "none") != (self.factor == 1):
+            raise ValueError(
+                f"scaling {self.scaling!r} does not go with factor {self.factor:g}. Give `scaling` (linear or "
+                f"yarn) and a `factor` above 1 together, or neither"
+            )
+        if self.original_context is not None and self.scaling != "yarn":
+            raise ValueError(f"scaling {self.scaling!r} takes no `original_context`. Leave it out, or choose yarn")
+        return self
+
+
 class Pretraining(Config):
     """Next-token pretraining. All amounts are in tokens that are not padding, so context lengths compare."""
 
@@ -99,6 +131,8 @@ class Pretraining(Config):
     RUNNING: ClassVar[tuple[str, ...]] = (
         "checkpoint_seconds", "keep_every_tokens", "threads", "devices", "strategy", "compile",
     )  # fmt: skip
+    # What one architecture alone reads: changing it trains no other again.
+    OF_ONE: ClassVar[dict[str, str]] = {"rope": "llama", "scan": "mamba"}
 
     tokens: int = Field(2_000_000_000, ge=1, description="the whole budget")
     tokens_per_step: int = Field(65_536, ge=1, description="tokens of one optimizer step")
@@ -138,7 +172,12 @@ class Pretraining(Config):
     scan: Literal["auto", "mamba_ssm", "triton", "numba", "torch"] = Field(
         "auto", description="who computes Mamba's scan; auto: the best that the device has"
     )
+    rope: Rope = Field(Rope(), description="rotary positions of Llama models; changing it trains no other again")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="added to the model's own seed (-s1, -s2 …)")
+
+    def without_effect(self, model: ModelId) -> set[str]:
+        """The keys on which what `model` learns does not depend."""
+        return {*self.RUNNING, *(key for key, arch in self.OF_ONE.items() if arch != model.arch)}
 
     def check_context(self, model: ModelId) -> None:
         """Raises ValueError if one window is more than a step: steps, and with them the budget, would grow with it."""
@@ -146,6 +185,11 @@ class Pretraining(Config):
             raise ValueError(
                 f"a context length of {model.context:,} is more than pretraining.tokens_per_step "
                 f"({self.tokens_per_step:,}); raise tokens_per_step"
+            )
+        if model.arch == "llama" and self.rope.original(model.context) < MINIMUM_CONTEXT:
+            raise ValueError(
+                f"a context length of {model.context:,} divided by pretraining.rope.factor ({self.rope.factor:g}) is "
+                f"less than {MINIMUM_CONTEXT} tokens; lower the factor"
             )
 
 

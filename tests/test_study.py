@@ -72,6 +72,7 @@ def test_data_may_take_the_place_of_simulate(tmp_path):
         ({"probe": {"boosting": {"leafs": [10]}}}, "`probe.boosting.leafs`", "'leaves'"),
         ({"perplexity": {"strides": 32}}, "`perplexity.strides`", "'stride'"),
         ({"perplexity": {"bin_per_octave": 2}}, "`perplexity.bin_per_octave`", "'bins_per_octave'"),
+        ({"pretraining": {"rope": {"thta": 1e4}}}, "`pretraining.rope.thta`", "'theta'"),
         ({"perplexty": {"stride": 32}}, "`perplexty`", "'perplexity'"),
     ],
 )
@@ -125,6 +126,16 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "valid integer"),
         ({"labels": {"given": 3}}, "`labels.given`", "valid string"),
         ({"statistics": {"level": 1}}, "`statistics.level`", "less than 1"),
+        ({"pretraining": {"rope": {"theta": 1}}}, "`pretraining.rope.theta`", "greater than 1"),
+        ({"pretraining": {"rope": {"factor": 0.5}}}, "`pretraining.rope.factor`", "greater than or equal to 1"),
+        ({"pretraining": {"rope": {"scaling": "dynamic"}}}, "`pretraining.rope.scaling`", "'linear' or 'yarn'"),
+        ({"pretraining": {"rope": {"factor": 4}}}, "`pretraining.rope`", "'none' does not go with factor 4"),
+        ({"pretraining": {"rope": {"scaling": "yarn"}}}, "`pretraining.rope`", "'yarn' does not go with factor 1"),
+        (
+            {"pretraining": {"rope": {"scaling": "linear", "factor": 4, "original_context": 64}}},
+            "`pretraining.rope`",
+            "'linear' takes no `original_context`",
+        ),
     ],
 )
 def test_wrong_value_is_refused_in_one_sentence_that_names_its_key(refused, changes, key, words):
@@ -255,6 +266,20 @@ def test_model_id_is_read_back(arch, size, context, seed):
 def test_a_context_longer_than_a_step_is_refused(refused):
     sentence = refused(models=["hyena-tiny-4096"], pretraining={"tokens_per_step": 4_095})
     assert "a context length of 4,096 is more than pretraining.tokens_per_step (4,095)" in sentence
+
+
+def test_a_context_that_is_too_short_to_be_divided_is_refused_for_llama_alone(refused):
+    rope = {"scaling": "yarn", "factor": 10}
+    sentence = refused(models=["llama-tiny-64"], pretraining={"rope": rope})
+    assert "a context length of 64 divided by pretraining.rope.factor (10) is less than 8 tokens" in sentence
+    Study.model_validate(MINIMAL | {"models": ["gpt-tiny-64", "llama-tiny-80"], "pretraining": {"rope": rope}})
+
+
+def test_a_model_is_handed_no_key_that_another_architecture_alone_reads():
+    settings = Pretraining()
+    assert settings.without_effect(ModelId.parse("llama-tiny-64")) == {"scan", "checkpoint_seconds", "threads"}
+    assert settings.without_effect(ModelId.parse("mamba-tiny-64")) == {"rope", "checkpoint_seconds", "threads"}
+    assert settings.without_effect(ModelId.parse("gpt-tiny-64")) == {"rope", "scan", "checkpoint_seconds", "threads"}
 
 
 # --- the studies that are shipped ---

@@ -18,6 +18,7 @@ def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]
     config = GPT2Config(
         vocab_size=vocabulary_size,
         n_positions=context,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's gelu_new in one operator instead of eight
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

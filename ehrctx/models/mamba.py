@@ -1,4 +1,4 @@
-"""Mamba-1: transformers' class and weights, with a mixer whose scan is ours.
+"""Mamba-1: transformers' class and weights, with a mixer whose scan is ours, and our norms.
 
 transformers' own path without CUDA kernels is a Python loop with a quadratic backward. The mixer below has the same
 parameters under the same names, so checkpoints load either way; tests prove equal logits.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
+from ehrctx.models.ops.rms_norm import RMSNorm
 from ehrctx.models.ops.selective_scan import check_backend, selective_scan
 from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 
@@ -44,11 +45,12 @@ class ScanMixer(nn.Module):
         return self.out_proj(y.to(gate.dtype) * F.silu(gate))
 
 
-def use_our_scan(network: MambaForCausalLM) -> MambaForCausalLM:
-    """Replaces every mixer by ours, in place; the parameters are the same objects."""
-    block: Any
-    for block in network.backbone.layers:
-        block.mixer = ScanMixer(block.mixer)
+def use_our_operators(network: MambaForCausalLM) -> MambaForCausalLM:
+    """Replaces every mixer and norm by ours, in place; the parameters are the same objects."""
+    backbone: Any = network.backbone
+    for block in backbone.layers:
+        block.mixer, block.norm = ScanMixer(block.mixer), RMSNorm(block.norm)
+    backbone.norm_f = RMSNorm(backbone.norm_f)
     return network
 
 
@@ -68,4 +70,4 @@ def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]
     config = MambaConfig(
         vocab_size=vocabulary_size, expand=2, use_cache=False, tie_word_embeddings=True, **SIZES[size], **special
     )
-    return use_our_scan(MambaForCausalLM(config))
+    return use_our_operators(MambaForCausalLM(config))

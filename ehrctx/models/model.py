@@ -26,7 +26,7 @@ from transformers import (
 from ehrctx.errors import InputError
 from ehrctx.models import gpt, hyena, llama, mamba
 from ehrctx.models.ops.token_loss import token_loss, token_losses
-from ehrctx.study import ModelId
+from ehrctx.study import ModelId, Rope
 from ehrctx.timelines.spec import BOS, EOS
 
 # No padding token: transformers would ask for a mask, which right padding makes needless.
@@ -42,6 +42,10 @@ CLASSES: dict[str, Any] = {
     "llama": LlamaForCausalLM,
     "mamba": MambaForCausalLM,
     "ehrctx_hyena": hyena.HyenaForCausalLM,
+}
+OURS: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama": llama.use_our_operators,
+    "mamba": mamba.use_our_operators,
 }
 AutoConfig.register("ehrctx_hyena", hyena.HyenaConfig, exist_ok=True)
 AutoModelForCausalLM.register(hyena.HyenaConfig, hyena.HyenaForCausalLM, exist_ok=True)
@@ -90,11 +94,15 @@ class TimelineModel(nn.Module):
         return token_losses(states, self.network.get_output_embeddings().weight, tokens[rows, positions])
 
 
-def build_model(model: ModelId, vocabulary_size: int, seed: int) -> TimelineModel:
-    """A model with weights drawn from `seed`, which leaves torch's global generator as it was."""
+def build_model(model: ModelId, vocabulary_size: int, seed: int, rope: Rope | None = None) -> TimelineModel:
+    """A model with weights drawn from `seed`, which leaves torch's global generator as it was.
+
+    `rope`: the positions of a Llama model, the published ones if left out; the others have none to turn.
+    """
+    positions = {"rope": rope or Rope()} if model.arch == "llama" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TimelineModel(BUILDERS[model.arch](model.size, vocabulary_size, model.context, SPECIAL))
+        return TimelineModel(BUILDERS[model.arch](model.size, vocabulary_size, model.context, SPECIAL, **positions))
 
 
 @contextmanager
@@ -128,4 +136,4 @@ def load_model(folder: Path) -> TimelineModel:
         raise InputError(f"{folder}/config.json: no model type {kind!r} here; known: {', '.join(CLASSES)}.")
     with _quiet_transformers():
         network = CLASSES[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    return TimelineModel(mamba.use_our_scan(network) if kind == "mamba" else network)
+    return TimelineModel(OURS[kind](network) if kind in OURS else network)

@@ -32,8 +32,8 @@ EFFICIENCY = {
 # Numbers that the backward keeps, in multiples of (layers x hidden size) per token: float32, and bfloat16 under CUDA's
 # autocast, where some of them stay float32 and so count twice.
 ACTIVATIONS = {
-    "float32": {"gpt": 26, "llama": 24, "mamba": 30, "hyena": 17},
-    "bfloat16": {"gpt": 30, "llama": 30, "mamba": 44, "hyena": 30},
+    "float32": {"gpt": 16, "llama": 21, "mamba": 30, "hyena": 17},
+    "bfloat16": {"gpt": 18, "llama": 26, "mamba": 44, "hyena": 30},
 }
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, two moments of AdamW
 # Where nothing better serves Mamba's scan on CUDA, it is a loop in plain torch, bound by the host: per time step and
@@ -93,7 +93,7 @@ def plan_models(
     for name in models:
         identity = ModelId.parse(name)
         with torch.device("meta"):
-            model = build_model(identity, vocabulary, seed=0)
+            model = build_model(identity, vocabulary, seed=0, rope=settings.rope)
         flop = flop_per_token(model, identity.arch, identity.context) * settings.tokens
         windows = max(1, min(settings.batch_tokens, settings.tokens_per_step) // identity.context)
         looping = device == "cuda" and identity.arch == "mamba" and backend_for(torch.device("cuda")) == "torch"

@@ -133,14 +133,15 @@ def pretrain(
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    not_learned = {*MAY_DIFFER, *settings.without_effect(model_id)}
     identity = {
         "model": model_name,
         "timelines": fingerprint(timelines),
-        "settings": json.loads(settings.model_dump_json(exclude=set(MAY_DIFFER))) | {"precision": precision},
+        "settings": json.loads(settings.model_dump_json(exclude=not_learned)) | {"precision": precision},
     }
 
     def new_model() -> TimelineModel:
-        return build_model(model_id, store.vocabulary_size, settings.seed + model_id.seed)
+        return build_model(model_id, store.vocabulary_size, settings.seed + model_id.seed, settings.rope)
 
     def write(folder: Path, weights: dict[str, Tensor]) -> None:
         model = new_model()

@@ -18,7 +18,9 @@ rule pretrain:
     params:
         # outside the declared output, which Snakemake deletes when it re-runs an interrupted job
         checkpoints=lambda wildcards: f"{RESULTS}/checkpoints/{wildcards.model}",
-        settings=STUDY.section("pretraining", without=STUDY.pretraining.RUNNING),
+        settings=lambda wildcards: STUDY.section(
+            "pretraining", without=STUDY.pretraining.without_effect(ModelId.parse(wildcards.model))
+        ),
         store=TRACKING,
         experiment=STUDY.name,
     priority: 1  # the longest jobs first: the short ones fill the gaps at the end

@@ -8,7 +8,7 @@ from shlex import quote
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
-from ehrctx.study import Study, validate
+from ehrctx.study import ModelId, Study, validate
 from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.given import label_files
 from ehrctx.timelines.spec import find_spec

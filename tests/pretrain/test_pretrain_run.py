@@ -23,7 +23,7 @@ from ehrctx.pretrain import run
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.module import PretrainingModule
 from ehrctx.pretrain.run import CHECKPOINT, pretrain
-from ehrctx.study import ARCHITECTURES, ModelId, Pretraining
+from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Rope
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
@@ -292,6 +292,18 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(small_timelines, tmp_path
     assert len(recorder.tokens) == STEPS
     pretrain(small_timelines, "gpt-tiny-32", changed, tmp_path / "fresh", tmp_path / "other")
     assert weights(out) == weights(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(("arch", "again"), [("llama", STEPS), ("gpt", 0)])
+def test_other_rotary_positions_train_llama_alone_again(small_timelines, tmp_path, arch, again):
+    out, checkpoints, recorder = tmp_path / "model", tmp_path / "checkpoints", Recorder()
+    pretrain(small_timelines, f"{arch}-tiny-32", PLAN, out, checkpoints)
+    changed = PLAN.model_copy(update={"rope": Rope(scaling="yarn", factor=4)})
+    pretrain(small_timelines, f"{arch}-tiny-32", changed, out, checkpoints, callbacks=[recorder])
+    assert len(recorder.tokens) == again
+    config = json.loads((out / "config.json").read_text())
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    assert said.get("rope_type") == ("yarn" if arch == "llama" else None)
 
 
 def test_a_checkpoint_of_other_timelines_is_not_resumed(small_timelines, write_timelines, tmp_path):

@@ -1,0 +1,41 @@
+"""A measurement of real steps, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ehrctx.pretrain.measure import DOES_NOT_FIT, FEWEST, STEPS, measure, measure_here
+from ehrctx.study import Pretraining
+
+SETTINGS = Pretraining(batch_tokens=512, threads=1, accelerator="cpu")
+
+
+def test_twenty_steps_of_a_model_are_timed():
+    began = time.perf_counter()
+    found = measure_here("gpt-tiny-64", 100, SETTINGS, "cpu", patience=600)
+    seconds = time.perf_counter() - began
+    assert found.steps == STEPS
+    assert found.fits
+    # half of the steps at least took the median or longer, and all within the time that passed
+    assert found.tokens_per_second > STEPS / 2 * 512 / seconds
+
+
+def test_who_has_no_patience_gets_fewer_steps():
+    assert measure_here("gpt-tiny-64", 100, SETTINGS, "cpu", patience=0.0).steps == FEWEST
+
+
+def test_a_longer_batch_takes_more_memory_and_too_long_a_one_harms_nobody():
+    """Peaks of processes of their own; the last would keep 50 GiB for its backward."""
+    small, large = (
+        measure("llama-tiny-64", 100, SETTINGS.model_copy(update={"batch_tokens": n}), "cpu", 8.0, patience=0.0)
+        for n in (512, 65_536)
+    )
+    assert small.fits
+    assert large.fits
+    # 24 float32 numbers per layer, width and token are kept (see plan.ACTIVATIONS)
+    expected = 24 * 4 * 128 * 4 * (65_536 - 512) / 2**30
+    assert large.memory_gib - small.memory_gib == pytest.approx(expected, rel=0.35)
+    huge = SETTINGS.model_copy(update={"batch_tokens": 1_000_000, "tokens_per_step": 1_000_000})
+    assert measure("llama-tiny-64", 100, huge, "cpu", 4.0, patience=0.0) == DOES_NOT_FIT
