@@ -303,17 +303,22 @@ def robustness(
 def plan(
     study: Annotated[str, typer.Argument(help="a study in pipelines/studies/, or the path of one")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="time 20 steps of each model, and refuse what does not fit")
+    ] = False,
 ) -> None:
     """Print what the trainings of a study take on this machine: parameters, steps, time, memory. Nothing is trained."""
     from ehrctx.pretrain.plan import plan as run
-    from ehrctx.pretrain.plan import plan_text
+    from ehrctx.pretrain.plan import plan_text, refuse_what_does_not_fit
     from ehrctx.study import Study, find, load
 
-    found = run(load(Study, find(study, Path("pipelines/studies"), "study")))
+    found = run(load(Study, find(study, Path("pipelines/studies"), "study")), measure)
     if as_json:
         _print(found)
     else:
         typer.echo(plan_text(found))
+    if measure:
+        refuse_what_does_not_fit(found)
 
 
 @app.command()

@@ -138,8 +138,12 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most that this process has held so far: of the GPU where it trains there, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the process that started this one, too
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Telemetry(Callback):

@@ -64,7 +64,7 @@ def measure_here(model: str, vocabulary: int, settings: Pretraining, device: str
     """The same in this process; its memory is that of everything in it."""
     torch.set_num_threads(settings.threads)
     identity = ModelId.parse(model)
-    network = build_model(identity, vocabulary, seed=0).to(device)
+    network = build_model(identity, vocabulary, seed=0, rope=settings.rope).to(device)
     if settings.compile:
         network.network.base_model.compile(dynamic=True)
     optimizer = optimizer_of(network, settings)

@@ -42,6 +42,20 @@ def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     return tokens, lengths
 
 
+def optimizer_of(model: nn.Module, settings: Pretraining) -> torch.optim.Optimizer:
+    """AdamW; only matrices decay: no bias, gain, state-space parameter A and D, or implicit filter."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        decays = parameter.ndim >= 2 and not name.endswith("A_log") and ".filter." not in name
+        (matrices if decays else others).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+
+
 class PretrainingModule(LightningModule):
     """Next-token pretraining of a TimelineModel.
 
@@ -91,17 +105,7 @@ class PretrainingModule(LightningModule):
         return batch  # its batches are moved one at a time, as each is used
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; only matrices decay: no bias, gain, state-space parameter A and D, or implicit filter."""
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in self.model.named_parameters():
-            decays = parameter.ndim >= 2 and not name.endswith("A_log") and ".filter." not in name
-            (matrices if decays else others).append(parameter)
-        groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=self.settings.betas, fused=True)
+        return optimizer_of(self.model, self.settings)
 
     def _backward(self, step: Step) -> np.ndarray:
         """Accumulates the gradient of the step's mean loss; the summed loss of each batch, float64[batches]."""

@@ -1,24 +1,27 @@
 """`ehrctx plan`: what the trainings of a study take, from its file alone, before anything is spent.
 
 Time is the floating-point operations of a training (`flop`) over the matrix-product rate that this machine shows in a
-second, times the share of it that trainings reach (`EFFICIENCY`).
+second, times the share of it that trainings reach (`EFFICIENCY`). With `--measure`, time and memory are those of twenty
+steps of each model instead (`measure`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ehrctx.artifacts import MANIFEST, read_manifest
+from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.models.ops.selective_scan import backend_for
 from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.pretrain.flop import flop_per_token, layers_and_width, matmul_rate
+from ehrctx.pretrain.measure import measure
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
@@ -43,7 +46,8 @@ SCAN_STEP_SECONDS = 15e-6
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One training. `seconds` and `memory_gib` are estimates; `windows_per_batch` is at full length."""
+    """One training. `windows_per_batch` is at full length; `seconds` and `memory_gib` are estimates where no step was
+    measured, and None where a measurement found the memory too small."""
 
     model: str
     parameters: int
@@ -51,8 +55,10 @@ class ModelPlan:
     steps: int
     windows_per_batch: int
     petaflop: float
-    seconds: float
-    memory_gib: float
+    seconds: float | None
+    memory_gib: float | None
+    measured_steps: int = 0
+    remedy: str | None = None  # where it does not fit
 
 
 def memory_gib(
@@ -85,15 +91,19 @@ def vocabulary_of(study: Study, results: Path = Path("results")) -> tuple[int, b
     return load(TokenizerSpec, spec_file).vocabulary_size, False
 
 
+def _on_paper(name: str, vocabulary: int, settings: Pretraining) -> TimelineModel:
+    """A network without weights."""
+    with torch.device("meta"):
+        return build_model(ModelId.parse(name), vocabulary, seed=0, rope=settings.rope)
+
+
 def plan_models(
     models: Sequence[str], vocabulary: int, settings: Pretraining, device: str, rate: float
 ) -> list[ModelPlan]:
     """One row per model. No weight is allocated: networks are built on torch's meta device."""
     rows = []
     for name in models:
-        identity = ModelId.parse(name)
-        with torch.device("meta"):
-            model = build_model(identity, vocabulary, seed=0, rope=settings.rope)
+        identity, model = ModelId.parse(name), _on_paper(name, vocabulary, settings)
         flop = flop_per_token(model, identity.arch, identity.context) * settings.tokens
         windows = max(1, min(settings.batch_tokens, settings.tokens_per_step) // identity.context)
         looping = device == "cuda" and identity.arch == "mamba" and backend_for(torch.device("cuda")) == "torch"
@@ -113,24 +123,71 @@ def plan_models(
     return rows
 
 
-def plan(study: Study) -> dict[str, Any]:
+def remedy(name: str, vocabulary: int, settings: Pretraining, device: str, available: float, factor: float) -> str:
+    """How to make a model fit that does not: `factor` is how much more than estimated it needs."""
+    identity, model = ModelId.parse(name), _on_paper(name, vocabulary, settings)
+    budget = min(settings.batch_tokens, settings.tokens_per_step)
+    while budget > identity.context:
+        budget = max(budget // 2, identity.context)
+        fewer = settings.model_copy(update={"batch_tokens": budget})
+        needed = memory_gib(model, identity.arch, vocabulary, fewer, identity.context, device == "cuda")
+        if needed * factor <= available:
+            return f"lower pretraining.batch_tokens to {budget:,}"
+    return "even one window of it is too much: use a shorter context length or a smaller size"
+
+
+def _checked(row: ModelPlan, vocabulary: int, settings: Pretraining, device: str, available: float) -> ModelPlan:
+    """The row, with a remedy where it needs more memory than there is."""
+    if row.memory_gib is not None and row.memory_gib <= available:
+        return row
+    return replace(row, remedy=remedy(row.model, vocabulary, settings, device, available, factor=1.0))
+
+
+def _measured(row: ModelPlan, vocabulary: int, settings: Pretraining, device: str, available: float) -> ModelPlan:
+    """The row as measured. What could not fit by far (twice the memory) is not tried."""
+    assert row.memory_gib is not None
+    if row.memory_gib > 2 * available:
+        return _checked(row, vocabulary, settings, device, available)
+    found = measure(row.model, vocabulary, settings, device, available)
+    if found.tokens_per_second is None:
+        # more than there is, however little was estimated
+        factor = max(1.0, available / row.memory_gib)
+        words = remedy(row.model, vocabulary, settings, device, available, factor)
+        return replace(row, seconds=None, memory_gib=None, remedy=words)
+    seconds = row.tokens / found.tokens_per_second / settings.devices
+    return replace(row, seconds=seconds, memory_gib=found.memory_gib, measured_steps=found.steps)
+
+
+def plan(study: Study, measured: bool = False) -> dict[str, Any]:
     """What `ehrctx plan` prints: the machine, one row per model, the sum of the training times."""
     settings = study.pretraining
     device = "cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     vocabulary, known = vocabulary_of(study)
     rate = matmul_rate(device, settings.threads)
-    rows = plan_models(study.models, vocabulary, settings, device, rate)
+    available = available_gib(device)
+    check = _measured if measured else _checked
+    rows = [
+        check(row, vocabulary, settings, device, available)
+        for row in plan_models(study.models, vocabulary, settings, device, rate)
+    ]
     return {
         "study": study.name,
         "device": device,
         "threads": settings.threads,
         "gflop_per_second": rate / 1e9,
-        "available_gib": available_gib(device),
+        "available_gib": available,
         "vocabulary": vocabulary,
         "vocabulary_known": known,
         "models": [asdict(row) for row in rows],
-        "seconds": sum(row.seconds for row in rows),
+        "seconds": sum(row.seconds or 0.0 for row in rows),
     }
+
+
+def refuse_what_does_not_fit(found: dict[str, Any]) -> None:
+    """Raises InputError that names every model of a plan that this machine cannot hold, and what would help."""
+    too_large = [f"{row['model']} ({row['remedy']})" for row in found["models"] if row["remedy"] is not None]
+    if too_large:
+        raise InputError(f"the {found['available_gib']:,.1f} GiB here do not hold: {'; '.join(too_large)}.")
 
 
 def _duration(seconds: float) -> str:
@@ -138,6 +195,14 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} s"
+
+
+def _trust(found: dict[str, Any]) -> str:
+    steps = [row["measured_steps"] for row in found["models"] if row["measured_steps"]]
+    if steps:
+        return f"Measured over {min(steps)} steps of full windows per model; shorter windows are faster."
+    known = "right within a factor of two" if found["device"] == "cpu" else "not yet measured on any GPU"
+    return f"Times are estimates, {known}; --measure takes some steps of each model."
 
 
 def plan_text(found: dict[str, Any]) -> str:
@@ -150,8 +215,8 @@ def plan_text(found: dict[str, Any]) -> str:
             f"{row['tokens']:,}",
             f"{row['steps']:,}",
             f"{row['petaflop']:,.3g}",
-            _duration(row["seconds"]),
-            f"{row['memory_gib']:,.1f} GiB",
+            "-" if row["seconds"] is None else _duration(row["seconds"]),
+            "too much" if row["memory_gib"] is None else f"{row['memory_gib']:,.1f} GiB",
         )
         for row in found["models"]
     ]
@@ -162,7 +227,6 @@ def plan_text(found: dict[str, Any]) -> str:
         )
         for line in (header, *lines)
     ]
-    too_large = [row["model"] for row in found["models"] if row["memory_gib"] > found["available_gib"]]
     vocabulary = (
         f"{found['vocabulary']:,} tokens" if found["vocabulary_known"] else f"at most {found['vocabulary']:,} tokens"
     )
@@ -173,14 +237,12 @@ def plan_text(found: dict[str, Any]) -> str:
         "",
         *table,
         "",
-        f"All trainings one after another: about {_duration(found['seconds'])}. Times are estimates, "
-        f"{'right within a factor of two' if found['device'] == 'cpu' else 'not yet measured on any GPU'}; validation, "
-        "embedding, perplexity and probes come on top.",
+        f"All trainings one after another: about {_duration(found['seconds'])}. {_trust(found)} Validation, embedding, "
+        "perplexity and probes come on top.",
     ]
-    if too_large:
-        notes.append(
-            f"Too large for this machine: {', '.join(too_large)}. Lower pretraining.batch_tokens, or the size."
-        )
+    notes += [
+        f"Too large for this machine: {row['model']}; {row['remedy']}." for row in found["models"] if row["remedy"]
+    ]
     if found["device"] == "cpu" and found["seconds"] > 86_400:
         notes.append("This wants a GPU: no CUDA device is here.")
     return "\n".join(notes)

@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from ehrctx.artifacts import new_artifact
+from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.pretrain import plan as module
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.flop import flop_per_token, matmul_rate
+from ehrctx.pretrain.measure import DOES_NOT_FIT, Measurement
 from ehrctx.pretrain.plan import plan, plan_models, plan_text, vocabulary_of
 from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Study, load
 from ehrctx.timelines.store import KIND as TIMELINES
@@ -272,12 +274,58 @@ def test_models_too_large_for_the_memory_are_named(at_the_repository, monkeypatc
     memory = {row["model"]: row["memory_gib"] for row in plan(study)["models"]}
     between = (memory["gpt-tiny-64"] + min(memory["llama-paper-512"], memory["mamba-paper-512"])) / 2
     monkeypatch.setattr(module, "available_gib", lambda device: between)
-    (note,) = (line for line in plan_text(plan(study)).splitlines() if line.startswith("Too large"))
-    assert "llama-paper-512, mamba-paper-512." in note
-    assert "gpt-tiny-64" not in note
-    assert "batch_tokens" in note
+    notes = [line for line in plan_text(plan(study)).splitlines() if line.startswith("Too large")]
+    assert [note.split(": ")[1].split(";")[0] for note in notes] == ["llama-paper-512", "mamba-paper-512"]
     monkeypatch.setattr(module, "available_gib", lambda device: 1e6)
     assert "Too large" not in plan_text(plan(study))
+
+
+@pytest.mark.parametrize("budget", [512, 4_096, 32_768])
+def test_the_remedy_is_the_largest_batch_that_fits(budget):
+    """Of halves of the batch; by the plan's own estimate."""
+    settings = Pretraining(batch_tokens=65_536, accelerator="cpu")
+
+    def needed(tokens: int) -> float:
+        fewer = settings.model_copy(update={"batch_tokens": tokens})
+        return plan_models(["llama-small-512"], VOCABULARY, fewer, "cpu", 1e11)[0].memory_gib
+
+    between = (needed(budget) + needed(2 * budget)) / 2
+    words = module.remedy("llama-small-512", VOCABULARY, settings, "cpu", between, factor=1.0)
+    assert words == f"lower pretraining.batch_tokens to {budget:,}"
+
+
+def test_where_one_window_is_too_much_the_remedy_says_so():
+    words = module.remedy("llama-small-16384", VOCABULARY, Pretraining(), "cpu", 1.0, factor=1.0)
+    assert "shorter context length or a smaller size" in words
+
+
+def test_a_measured_plan_takes_time_and_memory_from_the_measurement(at_the_repository, monkeypatch):
+    asked = []
+
+    def measured(model, vocabulary, settings, device, limit):
+        asked.append((model, vocabulary, device, limit))
+        return Measurement(20, 500.0, 3.0) if model == "gpt-tiny-64" else DOES_NOT_FIT
+
+    monkeypatch.setattr(module, "measure", measured)
+    monkeypatch.setattr(module, "available_gib", lambda device: 5.0)
+    study = study_of(
+        models=("gpt-tiny-64", "llama-tiny-512", "gpt-paper-16384"),
+        pretraining={"accelerator": "cpu", "tokens": 1_000_000, "batch_tokens": 4_096},
+    )
+    found = plan(study, measured=True)
+    assert [name for name, *_ in asked] == ["gpt-tiny-64", "llama-tiny-512"], "the third is hopeless"
+    assert {(device, limit) for _, _, device, limit in asked} == {("cpu", 5.0)}
+    first, second, third = found["models"]
+    assert (first["seconds"], first["memory_gib"], first["measured_steps"], first["remedy"]) == (2_000, 3.0, 20, None)
+    assert (second["seconds"], second["memory_gib"]) == (None, None)
+    assert second["remedy"] == "lower pretraining.batch_tokens to 2,048"
+    assert "shorter context length" in third["remedy"]
+    text = plan_text(found)
+    assert "Measured over 20 steps" in text
+    assert "too much" in text
+    with pytest.raises(InputError, match=r"5\.0 GiB.*llama-tiny-512 \(lower .*2,048\); gpt-paper-16384 \(even one"):
+        module.refuse_what_does_not_fit(found)
+    module.refuse_what_does_not_fit(found | {"models": [first]})
 
 
 def test_the_memory_of_this_machine_is_told():
