@@ -19,12 +19,13 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    Mamba2ForCausalLM,
     MambaForCausalLM,
     PreTrainedModel,
 )
 
 from ehrctx.errors import InputError
-from ehrctx.models import gpt, hyena, llama, mamba
+from ehrctx.models import gpt, hyena, llama, mamba, mamba2
 from ehrctx.models.ops.token_loss import token_loss, token_losses
 from ehrctx.study import ModelId
 from ehrctx.timelines.spec import BOS, EOS
@@ -35,14 +36,18 @@ BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
     "gpt": gpt.build,
     "llama": llama.build,
     "mamba": mamba.build,
+    "mamba2": mamba2.build,
     "hyena": hyena.build,
 }
 CLASSES: dict[str, Any] = {
     "gpt2": GPT2LMHeadModel,
     "llama": LlamaForCausalLM,
     "mamba": MambaForCausalLM,
+    "mamba2": Mamba2ForCausalLM,
     "ehrctx_hyena": hyena.HyenaForCausalLM,
 }
+# What replaces transformers' mixers after loading.
+OUR_SCANS: dict[str, Callable[[Any], PreTrainedModel]] = {"mamba": mamba.use_our_scan, "mamba2": mamba2.use_our_scan}
 AutoConfig.register("ehrctx_hyena", hyena.HyenaConfig, exist_ok=True)
 AutoModelForCausalLM.register(hyena.HyenaConfig, hyena.HyenaForCausalLM, exist_ok=True)
 
@@ -128,4 +133,4 @@ def load_model(folder: Path) -> TimelineModel:
         raise InputError(f"{folder}/config.json: no model type {kind!r} here; known: {', '.join(CLASSES)}.")
     with _quiet_transformers():
         network = CLASSES[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    return TimelineModel(mamba.use_our_scan(network) if kind == "mamba" else network)
+    return TimelineModel(OUR_SCANS[kind](network) if kind in OUR_SCANS else network)
