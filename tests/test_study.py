@@ -144,8 +144,9 @@ def test_a_baseline_given_twice_is_refused(refused):
     [
         ("mmba-tiny-512", "did you mean 'mamba'?"),
         ("lama-tiny-512", "did you mean 'llama'?"),
+        ("mmba2-tiny-512", "did you mean 'mamba2'?"),
         ("hyna-tiny-512", "did you mean 'hyena'?"),
-        ("bert-tiny-512", "known: gpt, hyena, llama, mamba."),
+        ("bert-tiny-512", "known: gpt, hyena, llama, mamba, mamba2."),
         ("mamba-tny-512", "did you mean 'tiny'?"),
         ("llama-smal-512", "did you mean 'small'?"),
         ("hyena-papr-512", "did you mean 'paper'?"),
@@ -241,7 +242,7 @@ def test_a_section_is_json_of_that_section_alone(tmp_path):
 
 
 @given(
-    st.sampled_from(["gpt", "llama", "mamba", "hyena"]),
+    st.sampled_from(["gpt", "llama", "mamba", "mamba2", "hyena"]),
     st.sampled_from(["tiny", "small", "paper"]),
     st.integers(8, 10**6),
     st.one_of(st.none(), st.integers(0, 10**6)),

@@ -68,12 +68,13 @@ def use_our_scan(network: Mamba2ForCausalLM) -> Mamba2ForCausalLM:
 
 
 @torch.no_grad()
-def _initialise(mixer: DualMixer) -> None:
-    """As the authors do (`mamba_ssm.modules.mamba2`): decay rates uniform, step sizes log-uniform, input projection of
-    order 1 / sqrt(fan-in).
+def _initialise(mixer: DualMixer, layers: int) -> None:
+    """As the authors do (`mamba_ssm`: modules.mamba2, models.mixer_seq_simple): decay rates uniform, step sizes
+    log-uniform, projections of order 1 / sqrt(fan-in), smaller by the depth where they write to the residual stream.
 
-    transformers takes the decay rates 1, 2, 3 … heads, and an input projection whose scale, whatever the width,
-    spreads the step sizes over several orders of magnitude more.
+    transformers takes the decay rates 1, 2, 3 … heads, and an input projection of one scale for all widths, which
+    spreads the step sizes far beyond those that were drawn. Its `rescale_prenorm_residual` is of no use: it also
+    rescales weights that are loaded.
     """
     mixer.A_log.uniform_(*DECAY_RATES).log_()
     low, high = (math.log(size) for size in STEP_SIZES)
@@ -81,6 +82,8 @@ def _initialise(mixer: DualMixer) -> None:
     mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
     mixer.D.fill_(1.0)
     mixer.in_proj.reset_parameters()
+    mixer.out_proj.reset_parameters()
+    mixer.out_proj.weight /= math.sqrt(layers)
 
 
 def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> Mamba2ForCausalLM:
@@ -90,7 +93,6 @@ def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]
         expand=2,
         n_groups=1,
         initializer_range=0.02,
-        rescale_prenorm_residual=True,
         use_cache=False,
         tie_word_embeddings=True,
         **SIZES[size],
@@ -99,5 +101,5 @@ def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]
     network = use_our_scan(Mamba2ForCausalLM(config))
     for module in network.modules():
         if isinstance(module, DualMixer):
-            _initialise(module)
+            _initialise(module, config.num_hidden_layers)
     return network

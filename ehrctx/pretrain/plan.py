@@ -20,22 +20,23 @@ import torch
 from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.models.ops.selective_scan import backend_for
+from ehrctx.models.ops.state_space_duality import CHUNK
 from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
 
 # Share of the matrix-product rate. CPU: from the trainings of the demo and the MIMIC-IV demo, one thread each and
-# two side by side, whose times it tells to 20 %. CUDA: assumed.
+# two side by side, whose times it tells to 20 %; Mamba-2's from its step beside Mamba's. CUDA: assumed.
 EFFICIENCY = {
-    "cpu": {"gpt": 0.48, "llama": 0.55, "mamba": 0.33, "hyena": 0.46},
-    "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "hyena": 0.25},
+    "cpu": {"gpt": 0.48, "llama": 0.55, "mamba": 0.33, "mamba2": 0.40, "hyena": 0.46},
+    "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "mamba2": 0.25, "hyena": 0.25},
 }
 # Numbers that the backward keeps, in multiples of (layers x hidden size) per token: float32, and bfloat16 under CUDA's
 # autocast, where some of them stay float32 and so count twice.
 ACTIVATIONS = {
-    "float32": {"gpt": 26, "llama": 24, "mamba": 30, "hyena": 17},
-    "bfloat16": {"gpt": 30, "llama": 30, "mamba": 44, "hyena": 30},
+    "float32": {"gpt": 26, "llama": 24, "mamba": 30, "mamba2": 28, "hyena": 17},
+    "bfloat16": {"gpt": 30, "llama": 30, "mamba": 44, "mamba2": 46, "hyena": 30},
 }
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, two moments of AdamW
 # Where nothing better serves Mamba's scan on CUDA, it is a loop in plain torch, bound by the host: per time step and
@@ -63,6 +64,20 @@ def _shape(model: TimelineModel) -> tuple[int, int]:
     return int(config.num_hidden_layers), model.hidden_size
 
 
+def _mixing(model: TimelineModel, arch: str, length: int) -> float:
+    """What attention, scan or transforms add to the products with weights, per token and layer."""
+    _, width = _shape(model)
+    if arch == "mamba":
+        return 3 * 9 * 2 * width * 16  # discretisation and recurrence of 16 states on twice the width
+    if arch == "mamba2":
+        steps, states = min(length, CHUNK), model.network.config.state_size
+        # products of a chunk's steps, the states, and both; the backward computes some of the forward's again
+        return 2 * (3 * steps * 2 * width + 7 * states * 2 * width + 4 * steps * states)
+    if arch == "hyena":
+        return 3 * 3 * 10 * math.log2(4 * length) * width  # transforms of twice the length
+    return 6 * length * width  # causal attention: half of the pairs, two products
+
+
 def flop_per_token(model: TimelineModel, arch: str, length: int) -> float:
     """Forward and backward, at windows of `length` tokens."""
     layers, width = _shape(model)
@@ -72,13 +87,7 @@ def flop_per_token(model: TimelineModel, arch: str, length: int) -> float:
     looked_up = 0 if output.weight is embedding.weight else embedding.weight.numel()
     if arch == "gpt":
         looked_up += length * width  # the table of positions
-    mixing = {
-        "gpt": 6 * length * width,  # causal attention: half of the pairs, two products
-        "llama": 6 * length * width,
-        "mamba": 3 * 9 * 2 * width * 16,  # discretisation and recurrence of 16 states on twice the width
-        "hyena": 3 * 3 * 10 * math.log2(4 * length) * width,  # transforms of twice the length
-    }[arch]
-    return 6 * (in_matrices - looked_up) + layers * mixing
+    return 6 * (in_matrices - looked_up) + layers * _mixing(model, arch, length)
 
 
 def matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:

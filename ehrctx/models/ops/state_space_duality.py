@@ -121,8 +121,9 @@ class _ChunkedScan(torch.autograd.Function):
             grad_by_head, drive_by_head = _by_head(grad).contiguous(), _by_head(parts.drive).contiguous()
             grad_matrix = (grad_by_head @ drive_by_head.transpose(-1, -2)).mul_(parts.decay)
             grad_scores = grad_matrix.sum(3).tril_()
-            # in float64, as what cancels here is multiplied by large delta where little is left
+            # the diagonal does not decay; in float64, as what cancels here meets large delta where little is left
             grad_exponent = grad_matrix.mul_(parts.scores).double()
+            grad_exponent.diagonal(dim1=-2, dim2=-1).zero_()
             rising = grad_exponent.sum(-1) - grad_exponent.sum(-2)
             grad_inner = _by_head(parts.decay.mul_(parts.scores).transpose(-1, -2) @ grad_by_head)
 
