@@ -18,7 +18,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 from ehrctx.models.ops.state_space_duality import ssd_scan
 
-# Heads of 64 and 128 states are the paper's; the tiny one has heads of 32, as each has only one decay, and four were few.
+# Heads of 64, and 128 states, are the authors'. The tiny one has heads of 32: each has one decay, and four were few.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_hidden_layers": 4, "hidden_size": 128, "head_dim": 32, "num_heads": 8, "state_size": 64},
     "small": {"num_hidden_layers": 12, "hidden_size": 384, "head_dim": 64, "num_heads": 12, "state_size": 64},

@@ -19,7 +19,8 @@ from ehrctx.probe.score import MACRO
 from ehrctx.probe.suppression import is_hidden, lower_bound
 from ehrctx.report.families import NAMES, Family, families
 
-# Okabe & Ito (2008), and a brown that no deficiency takes for one of them; marker and dash differ too, so that a figure also reads in grey.
+# Okabe & Ito (2008), and a brown that no colour deficiency takes for one of them; marker and dash differ too, so that a
+# figure also reads in grey.
 STYLES = {
     "gpt": ("#0072B2", "o", "-", NAMES["gpt"]),
     "llama": ("#009E73", "^", (0, (6, 1.5)), NAMES["llama"]),

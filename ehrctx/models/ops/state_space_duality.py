@@ -3,8 +3,8 @@
     h_t = exp(delta_t a) h_{t-1} + delta_t b_t x_tᵀ,    y_t = c_t h_t + d x_t        (Dao & Gu 2024, section 6)
 
 As a head has one decay for all of its channels and states, the steps of a chunk are one product with the matrix
-(c_i b_j) exp(s_i - s_j), i >= j, where s is the cumulative sum of delta a: matrix products do most of the work, and time
-and memory grow linearly with the length.
+(c_i b_j) exp(s_i - s_j), i >= j, where s is the cumulative sum of delta a: matrix products do most of the work, and
+time and memory grow linearly with the length.
 
 The exponents are differences of sums that may reach tens of thousands, of which float32 knows the third decimal only.
 So s is summed in float64 and split: `high`, its float32 part, whose differences are exact enough, and the small rest
