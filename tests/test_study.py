@@ -260,7 +260,7 @@ def test_a_context_longer_than_a_step_is_refused(refused):
 
 # --- the studies that are shipped ---
 
-ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")
+ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")  # those of the paper
 # The tasks of the paper (Wornow et al., arXiv 2412.16178), in the names of EHRSHOT.
 PUBLISHED_TASKS = {
     "guo_los", "guo_readmission", "guo_icu",
@@ -324,7 +324,7 @@ def test_context_clues_is_the_papers_grid(shipped):
 
 
 @pytest.mark.parametrize(("name", "contexts"), [("demo", [64, 512]), ("mimic_iv_demo", [512, 4_096])])
-def test_the_demos_hold_every_architecture_at_two_lengths(shipped, name, contexts):
+def test_the_demos_hold_the_papers_architectures_at_two_lengths(shipped, name, contexts):
     study = shipped(name)
     assert grid_of(study) == ("tiny", dict.fromkeys(ARCHITECTURES, contexts))
     assert len(study.models) == 8
