@@ -14,12 +14,17 @@ import published
 import torch
 from measure import Variants, line, medians, quick
 from torch import nn
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, MambaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, Mamba2ForCausalLM, MambaForCausalLM
 
 from ehrctx.models.model import TimelineModel, build_model
-from ehrctx.study import ModelId
+from ehrctx.study import ARCHITECTURES, ModelId
 
-CLASSES: dict[str, Any] = {"gpt": GPT2LMHeadModel, "llama": LlamaForCausalLM, "mamba": MambaForCausalLM}
+CLASSES: dict[str, Any] = {
+    "gpt": GPT2LMHeadModel,
+    "llama": LlamaForCausalLM,
+    "mamba": MambaForCausalLM,
+    "mamba2": Mamba2ForCausalLM,
+}
 
 
 def stepping(network: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -112,10 +117,10 @@ def main() -> None:
     torch.set_num_threads(1)
     repeats = 3 if is_quick else 5
     measure("tiny", 2_000, "mamba", 2, 256, True, repeats)
-    for arch in ("gpt", "llama", "mamba", "hyena"):
+    for arch in ARCHITECTURES:
         measure("tiny", 2_000, arch, 8, 512, False, repeats)
     if not is_quick:
-        for arch in ("gpt", "llama", "mamba", "hyena"):
+        for arch in ARCHITECTURES:
             measure("paper", 39_818, arch, 1, 1_024, False, 3)
 
 

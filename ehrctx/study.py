@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ehrctx.errors import InputError, nearest
 
-ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")
+ARCHITECTURES = ("gpt", "llama", "mamba", "mamba2", "hyena")
 SIZES = ("tiny", "small", "paper")
 MODEL_ID = re.compile(r"(?P<arch>[a-z0-9]+)-(?P<size>[a-z]+)-(?P<context>[0-9]+)(?:-s(?P<seed>[0-9]+))?")
 MINIMUM_CONTEXT = 8

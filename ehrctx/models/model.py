@@ -19,12 +19,13 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    Mamba2ForCausalLM,
     MambaForCausalLM,
     PreTrainedModel,
 )
 
 from ehrctx.errors import InputError
-from ehrctx.models import gpt, hyena, llama, mamba
+from ehrctx.models import gpt, hyena, llama, mamba, mamba2
 from ehrctx.models.ops.token_loss import token_loss, token_losses
 from ehrctx.study import ModelId, Rope
 from ehrctx.timelines.spec import BOS, EOS
@@ -35,17 +36,21 @@ BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
     "gpt": gpt.build,
     "llama": llama.build,
     "mamba": mamba.build,
+    "mamba2": mamba2.build,
     "hyena": hyena.build,
 }
 CLASSES: dict[str, Any] = {
     "gpt2": GPT2LMHeadModel,
     "llama": LlamaForCausalLM,
     "mamba": MambaForCausalLM,
+    "mamba2": Mamba2ForCausalLM,
     "ehrctx_hyena": hyena.HyenaForCausalLM,
 }
-OURS: dict[str, Callable[..., PreTrainedModel]] = {
+# What replaces transformers' operators after loading.
+OURS: dict[str, Callable[[Any], PreTrainedModel]] = {
     "llama": llama.use_our_operators,
     "mamba": mamba.use_our_operators,
+    "mamba2": mamba2.use_our_operators,
 }
 AutoConfig.register("ehrctx_hyena", hyena.HyenaConfig, exist_ok=True)
 AutoModelForCausalLM.register(hyena.HyenaConfig, hyena.HyenaForCausalLM, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ehrctx.models.model import TimelineModel
+from ehrctx.models.ops.state_space_duality import CHUNK
 
 
 def layers_and_width(model: TimelineModel) -> tuple[int, int]:
@@ -34,15 +35,15 @@ def matrix_flop(model: TimelineModel) -> int:
 def mixing_flop(model: TimelineModel, arch: str, length: int) -> float:
     """Per token, forward and backward: what mixes positions, at windows of `length` tokens."""
     layers, width = layers_and_width(model)
-    return (
-        layers
-        * {
-            "gpt": 6 * length * width,  # causal attention: half of the pairs, two products
-            "llama": 6 * length * width,
-            "mamba": 3 * 9 * 2 * width * 16,  # discretisation and recurrence of 16 states on twice the width
-            "hyena": 3 * 3 * 10 * math.log2(4 * length) * width,  # transforms of twice the length
-        }[arch]
-    )
+    if arch == "mamba":
+        return layers * 3 * 9 * 2 * width * 16  # discretisation and recurrence of 16 states on twice the width
+    if arch == "mamba2":
+        steps, states = min(length, CHUNK), model.network.config.state_size
+        # products of a chunk's steps, the states, and both; the backward computes some of the forward's again
+        return layers * 2 * (3 * steps * 2 * width + 7 * states * 2 * width + 4 * steps * states)
+    if arch == "hyena":
+        return layers * 3 * 3 * 10 * math.log2(4 * length) * width  # transforms of twice the length
+    return layers * 6 * length * width  # causal attention: half of the pairs, two products
 
 
 def flop_per_token(model: TimelineModel, arch: str, length: int) -> float:

@@ -27,16 +27,16 @@ from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
 
 # Share of the matrix-product rate. CPU: from the trainings of the demo and the MIMIC-IV demo, one thread each and
-# two side by side, whose times it tells to 20 %. CUDA: assumed.
+# two side by side, whose times it tells to 20 %; Mamba-2's from its step beside Mamba's. CUDA: assumed.
 EFFICIENCY = {
-    "cpu": {"gpt": 0.48, "llama": 0.55, "mamba": 0.33, "hyena": 0.46},
-    "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "hyena": 0.25},
+    "cpu": {"gpt": 0.48, "llama": 0.55, "mamba": 0.33, "mamba2": 0.40, "hyena": 0.46},
+    "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "mamba2": 0.25, "hyena": 0.25},
 }
 # Numbers that the backward keeps, in multiples of (layers x hidden size) per token: float32, and bfloat16 under CUDA's
 # autocast, where some of them stay float32 and so count twice.
 ACTIVATIONS = {
-    "float32": {"gpt": 16, "llama": 21, "mamba": 30, "hyena": 17},
-    "bfloat16": {"gpt": 18, "llama": 26, "mamba": 44, "hyena": 30},
+    "float32": {"gpt": 16, "llama": 21, "mamba": 26, "mamba2": 26, "hyena": 17},
+    "bfloat16": {"gpt": 18, "llama": 26, "mamba": 42, "mamba2": 44, "hyena": 28},
 }
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, two moments of AdamW
 # Where nothing better serves Mamba's scan on CUDA, it is a loop in plain torch, bound by the host: per time step and

@@ -12,7 +12,7 @@ import polars as pl
 
 from ehrctx.study import ARCHITECTURES, SIZES, ModelId
 
-NAMES = {"gpt": "GPT", "llama": "Llama", "mamba": "Mamba", "hyena": "Hyena"}
+NAMES = {"gpt": "GPT", "llama": "Llama", "mamba": "Mamba", "mamba2": "Mamba-2", "hyena": "Hyena"}
 
 
 @dataclass(frozen=True)

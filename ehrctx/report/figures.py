@@ -19,11 +19,13 @@ from ehrctx.probe.score import MACRO
 from ehrctx.probe.suppression import is_hidden, lower_bound
 from ehrctx.report.families import NAMES, Family, families
 
-# Okabe & Ito (2008); marker and dash differ too, so that a figure also reads in grey.
+# Okabe & Ito (2008), and a brown that no colour deficiency takes for one of them; marker and dash differ too, so that a
+# figure also reads in grey.
 STYLES = {
     "gpt": ("#0072B2", "o", "-", NAMES["gpt"]),
     "llama": ("#009E73", "^", (0, (6, 1.5)), NAMES["llama"]),
     "mamba": ("#D55E00", "s", (0, (4, 1, 1, 1)), NAMES["mamba"]),
+    "mamba2": ("#782D00", "P", (0, (6, 1.5, 1, 1.5, 1, 1.5)), NAMES["mamba2"]),
     "hyena": ("#CC79A7", "D", (0, (2, 1)), NAMES["hyena"]),
 }
 # The heads on counts, in grey.

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, BertConfig, GPT2LMHeadModel, LlamaForCausalLM, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    Mamba2ForCausalLM,
+    MambaForCausalLM,
+)
 
 from ehrctx.errors import InputError
 from ehrctx.models.hyena import HyenaForCausalLM
@@ -20,7 +27,12 @@ torch.set_num_threads(1)
 
 VOCABULARY = 61
 CONTEXT = 128
-ORIGINALS = {"gpt": GPT2LMHeadModel, "llama": LlamaForCausalLM, "mamba": MambaForCausalLM}
+ORIGINALS = {
+    "gpt": GPT2LMHeadModel,
+    "llama": LlamaForCausalLM,
+    "mamba": MambaForCausalLM,
+    "mamba2": Mamba2ForCausalLM,
+}
 ARCHITECTURES = [*ORIGINALS, "hyena"]
 EVERY = pytest.mark.parametrize("arch", ARCHITECTURES)
 
@@ -183,7 +195,7 @@ def test_a_window_longer_than_the_positions_is_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("arch", ["llama", "mamba", "hyena"])
+@pytest.mark.parametrize("arch", ["llama", "mamba", "mamba2", "hyena"])
 def test_all_but_gpt_take_windows_of_any_length(arch):
     """Longer than the context of the model's name, and the states of the beginning are what they were without it."""
     model = build_model(ModelId.parse(f"{arch}-tiny-16"), VOCABULARY, seed=0).eval()
@@ -293,7 +305,7 @@ def test_every_parameter_is_trained(arch):
 def test_an_unknown_kind_of_model_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match=r"'bert'.*gpt2, llama, mamba, ehrctx_hyena"):
+    with pytest.raises(InputError, match=r"'bert'.*gpt2, llama, mamba, mamba2, ehrctx_hyena"):
         load_model(tmp_path)
 
 

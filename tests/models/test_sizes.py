@@ -1,4 +1,4 @@
-"""Sizes of the four architectures against the published parameter counts; what the study says of Llama."""
+"""Sizes of the architectures against the published parameter counts; what the study says of Llama."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def parameters(name: str) -> int:
         ("llama-paper-4096", 123.3),
         ("mamba-paper-1024", 121.1),
         ("mamba-paper-16384", 121.1),
+        ("mamba2-paper-1024", 120.9),
+        ("mamba2-paper-16384", 120.9),
         ("hyena-paper-1024", 125.3),
         ("hyena-paper-16384", 125.3),
     ],
@@ -49,7 +51,9 @@ def test_gpt_and_llama_counted_by_hand():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("arch", "tied"), [("gpt", True), ("llama", False), ("mamba", True), ("hyena", False)])
+@pytest.mark.parametrize(
+    ("arch", "tied"), [("gpt", True), ("llama", False), ("mamba", True), ("mamba2", True), ("hyena", False)]
+)
 def test_which_embeddings_are_tied(arch, size, tied):
     model = on_paper(f"{arch}-{size}-64")
     embedding, output = model.network.get_input_embeddings().weight, model.network.get_output_embeddings().weight

@@ -80,7 +80,7 @@ def test_planning_allocates_no_weights(monkeypatch):
 
     monkeypatch.setattr(module, "build_model", watched)
     plan_models([f"{arch}-paper-4096" for arch in ARCHITECTURES], 39_818, SETTINGS, "cpu", 1e11)
-    assert len(made) == 4
+    assert len(made) == len(ARCHITECTURES)
     assert all(p.device.type == "meta" for model in made for p in model.parameters())
 
 
@@ -128,9 +128,9 @@ def test_operations_of_transformers_are_those_that_torch_counts(arch, length):
     assert found == pytest.approx(counted - 4 * 6 * length * 128, rel=0.01)
 
 
-@pytest.mark.parametrize("arch", ["mamba", "hyena"])
+@pytest.mark.parametrize("arch", ["mamba", "mamba2", "hyena"])
 def test_operations_of_the_others_are_near_what_torch_counts(arch):
-    """Torch's counter sees no scan and no transform, which add some."""
+    """Torch's counter sees no scan but that of Mamba-2, and no transform, which add some."""
     model = built(f"{arch}-tiny-256")
     counted = counted_by_torch(model, 256)
     assert counted < flop_per_token(model, arch, 256) < 1.25 * counted
@@ -139,7 +139,7 @@ def test_operations_of_the_others_are_near_what_torch_counts(arch):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_longer_windows_cost_more_only_where_attention_or_transforms_are(arch):
     short, long = (flop_per_token(built(f"{arch}-tiny-{n}"), arch, n) for n in (64, 1_024))
-    if arch == "mamba":
+    if arch in ("mamba", "mamba2"):
         assert long == short
     elif arch == "hyena":
         assert short < long < 1.2 * short

@@ -176,7 +176,7 @@ def test_every_step_takes_the_rate_at_its_middle(trained):
 
 def test_all_architectures_see_identical_batches(small_timelines, tmp_path):
     digests = []
-    for name in ("gpt-tiny-32", "llama-tiny-32", "mamba-tiny-32", "hyena-tiny-32", "gpt-tiny-32-s1"):
+    for name in ("gpt-tiny-32", "llama-tiny-32", "mamba-tiny-32", "mamba2-tiny-32", "hyena-tiny-32", "gpt-tiny-32-s1"):
         recorder = Recorder()
         pretrain(small_timelines, name, PLAN, tmp_path / name, tmp_path / f"{name}.c", callbacks=[recorder])
         digests.append(recorder.digests)
@@ -373,7 +373,7 @@ def test_only_matrices_decay(small_timelines, arch):
     named = dict(module.model.named_parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named) == len(decay_of)
     exempt = (".bias", "A_log", ".D", "norm.weight", "norm_f.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
-    exempt += ("layernorm.weight", "norm1.weight", "norm2.weight", "frequency", "skip")
+    exempt += ("layernorm.weight", "norm1.weight", "norm2.weight", "frequency", "skip", "dt_bias")
     for name, parameter in named.items():
         # Hyena's filter is a function of time, as Mamba's A is, and its matrices are no weights of features
         expected = 0.0 if name.endswith(exempt) or ".filter." in name else PLAN.weight_decay

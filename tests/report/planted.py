@@ -15,7 +15,7 @@ from ehrctx.artifacts import new_artifact
 from ehrctx.study import ModelId
 from ehrctx.timelines.store import KIND as TIMELINES
 
-ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")
+ARCHITECTURES = ("gpt", "llama", "mamba", "mamba2", "hyena")
 HEADS = ("logistic_regression", "random_forest", "lightgbm")
 STRATA = ("Q1", "Q2", "Q3", "Q4", "Q4-Q1")
 FOURTEEN = (
