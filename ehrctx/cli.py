@@ -152,6 +152,10 @@ def pretrain(
     checkpoints: Annotated[
         Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="folder of a pretrained model whose weights are the first, instead of random ones"),
+    ] = None,
     settings: Settings = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the settings'", min=1)] = None,
     checkpoint_seconds: Annotated[
@@ -173,7 +177,24 @@ def pretrain(
 
         loggers.append(training_logger(tracking, experiment, model, chosen))
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
-    _print(run(timelines, model, chosen, out, folder, loggers))
+    _print(run(timelines, model, chosen, out, folder, loggers, start=start))
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="folder that `ehrctx pretrain` wrote")],
+    out: Out,
+    timelines: Annotated[
+        Path | None, typer.Option(help="also ship what each token id means: the model's folder of `ehrctx tokenize`")
+    ] = None,
+    privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
+) -> None:
+    """Write a model as a folder that transformers loads without ehrctx, with a model card."""
+    from ehrctx.pretrain.release import export as run
+    from ehrctx.study import Privacy
+    from ehrctx.study import settings as parse
+
+    _print(run(model, out, timelines, parse(Privacy, privacy, "--privacy").minimum_count))
 
 
 @app.command()

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from ehrctx.artifacts import exclusive, fingerprint, new_artifact
 from ehrctx.errors import InputError
 from ehrctx.models.mamba import choose_scan
-from ehrctx.models.model import build_model, save_model
+from ehrctx.models.model import save_model
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.module import PretrainingModule
+from ehrctx.pretrain.start import first_weights
 from ehrctx.pretrain.trained import KIND
 from ehrctx.study import ModelId, Pretraining
 from ehrctx.timelines.store import Timelines
@@ -132,11 +133,13 @@ def pretrain(
     checkpoints: Path,
     loggers: Iterable[Logger] = (),
     callbacks: Iterable[Callback] = (),
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Trains `model_name` on the train split of the store `timelines` and writes its weights to the folder `out`.
 
-    `checkpoints` is the folder to resume from. Returns the facts of the artefact: parameters, tokens, padded_tokens,
-    steps, seconds, tokens_per_second, real_token_share, subjects, passes, validation ([tokens, loss] pairs).
+    `checkpoints` is the folder to resume from; `start` one whose weights are the first, instead of drawn ones.
+    Returns the facts of the artefact: parameters, tokens, padded_tokens, steps, seconds, tokens_per_second,
+    real_token_share, subjects, passes, validation ([tokens, loss] pairs), and `start` (see `first_weights`) if given.
     """
     try:
         model_id = ModelId.parse(model_name)
@@ -156,11 +159,14 @@ def pretrain(
         "timelines": fingerprint(timelines),
         "settings": json.loads(settings.model_dump_json(exclude=set(MAY_DIFFER))) | {"precision": precision},
     }
+    inputs = {"timelines": timelines}
+    model, begun = first_weights(model_id, store, settings.seed + model_id.seed, start, out)
+    if start is not None:
+        inputs["start"] = start
+        identity["start"] = fingerprint(start)
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
     with exclusive(lock, f"training {model_name} in {checkpoints}"):
         checkpoints.mkdir(parents=True, exist_ok=True)
-        seed = settings.seed + model_id.seed
-        model = build_model(model_id, store.vocabulary_size, seed)
         if model_id.arch == "mamba" and settings.scan != "auto":
             try:
                 choose_scan(model, settings.scan, torch.device(accelerator))
@@ -214,9 +220,7 @@ def pretrain(
             "passes": passes,
             "validation": progress["validation"],
             "device": accelerator,
-        }
-        with new_artifact(
-            out, KIND, identity | {"threads": settings.threads}, {"timelines": timelines}, facts
-        ) as folder:
+        } | ({"start": begun} if begun else {})
+        with new_artifact(out, KIND, identity | {"threads": settings.threads}, inputs, facts) as folder:
             save_model(model, folder)
     return facts
