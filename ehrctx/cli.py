@@ -175,7 +175,7 @@ def pretrain(
     if tracking is not None:
         from ehrctx.report.tracking import training_logger
 
-        loggers.append(training_logger(tracking, experiment, model, chosen))
+        loggers.append(training_logger(tracking, experiment, model, chosen, start))
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
     _print(run(timelines, model, chosen, out, folder, loggers, start=start))
 

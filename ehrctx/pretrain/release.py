@@ -69,8 +69,9 @@ def shared_vocabulary(store: Timelines, minimum_count: int) -> pl.DataFrame:
     table = pl.read_parquet(store.path / VOCABULARY).drop("count", "weight")
     few = pl.Series(subjects_by_token(store) < minimum_count)
     known = (pl.col("kind") == "special") | ~few
-    meaning = [pl.when(known).then(pl.col(name)).alias(name) for name in table.columns if name not in ("token", "kind")]
-    return table.with_columns(kind=pl.when(known).then("kind").otherwise(pl.lit(WITHHELD)), *meaning)
+    meaning = [name for name in table.columns if name not in ("token", "kind")]
+    kind = pl.when(known).then("kind").otherwise(pl.lit(WITHHELD))
+    return table.with_columns(kind.alias("kind"), *(pl.when(known).then(name).alias(name) for name in meaning))
 
 
 def _card(model: str, facts: dict[str, Any], tokenizer: str, with_vocabulary: bool) -> str:
@@ -101,6 +102,7 @@ def export(model_folder: Path, out: Path, timelines: Path | None = None, minimum
     trained, settings = manifest["facts"], manifest["settings"]
     inputs = {"model": model_folder}
     tokenizer = "not part of this folder"
+    store = None if timelines is None else Timelines.open(timelines)
     if timelines is not None:
         require_same_input(model_folder, MODEL, "timelines", timelines)
         inputs["timelines"] = timelines
@@ -110,8 +112,7 @@ def export(model_folder: Path, out: Path, timelines: Path | None = None, minimum
     choices = settings | {"timelines": manifest["inputs"]["timelines"], "minimum_count": minimum_count}
     with new_artifact(out, KIND, choices, inputs, facts) as folder:
         write_standalone(model_folder, folder)
-        if timelines is not None:
-            store = Timelines.open(timelines)
+        if store is not None:
             tokenizer = store.manifest["settings"]["tokenizer"]["name"]
             table = shared_vocabulary(store, minimum_count)
             table.write_parquet(folder / VOCABULARY)

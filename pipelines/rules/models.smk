@@ -13,12 +13,15 @@ rule pretrain:
     input:
         rules.tracking_store.output,
         timelines=TIMELINES,
+        # another model of the study is trained first
+        start=lambda wildcards: STUDY.start_of(wildcards.model, f"{RESULTS}/models") or [],
     output:
         directory(f"{RESULTS}/models/{{model}}"),
     params:
         # outside the declared output, which Snakemake deletes when it re-runs an interrupted job
         checkpoints=lambda wildcards: f"{RESULTS}/checkpoints/{wildcards.model}",
         settings=STUDY.section("pretraining", without=STUDY.pretraining.RUNNING),
+        start=lambda _, input: f"--from {quote(input.start)}" if input.start else "",
         store=TRACKING,
         experiment=STUDY.name,
     priority: 1  # the longest jobs first: the short ones fill the gaps at the end
@@ -27,6 +30,6 @@ rule pretrain:
         checkpoint_seconds=str(STUDY.pretraining.checkpoint_seconds),  # a changed resource re-runs nothing
     shell:
         "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
-        "--checkpoints {params.checkpoints} --settings {params.settings:q} "
+        "--checkpoints {params.checkpoints} --settings {params.settings:q} {params.start} "
         "--threads {threads} --checkpoint-seconds {resources.checkpoint_seconds} "
         "--tracking {params.store} --experiment {params.experiment}"

@@ -77,7 +77,8 @@ def elsewhere(exported, tmp_path_factory) -> dict[str, dict]:
                 np.save(arch + ".npy", model(prompt).logits.numpy())
             mask = torch.ones_like(prompt)
             found = {{"class": type(model).__name__, "dtype": str(model.dtype)}}
-            found["new"] = model.generate(prompt, attention_mask=mask, max_new_tokens={NEW})[:, prompt.shape[1]:].tolist()
+            rows = model.generate(prompt, attention_mask=mask, max_new_tokens={NEW})
+            found["new"] = rows[:, prompt.shape[1]:].tolist()
             if arch == "hyena":
                 mask[0, 0] = 0
                 try:
