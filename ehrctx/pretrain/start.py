@@ -2,7 +2,7 @@
 
 The folder is a model of ours, an export of one, or a published checkpoint in Hugging Face's layout, such as those of
 the study (https://huggingface.co/collections/StanfordShahLab/context-clues), whose llama has the shape of the size
-`paper` (123,301,632 parameters).
+`paper` (123,301,632 parameters, with its vocabulary).
 
 Everything but the embeddings is kept as it is. A token id means nothing without the vocabulary that gave it, so a row
 of the embeddings is kept only where both sides are known to mean the same: all rows where the folder was trained on the
@@ -227,6 +227,13 @@ def _filled(state: dict[str, Tensor], config: Any, rows: np.ndarray, seed: int) 
     return network
 
 
+def _record_positions(config: Any, context: int) -> None:
+    """Plain rotary positions have no limit: it is only recorded. Scaled ones are computed from theirs, and keep it."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", "default") == "default":
+        config.max_position_embeddings = context
+
+
 def first_weights(
     model_id: ModelId, store: Timelines, seed: int, folder: Path | None, out: Path
 ) -> tuple[TimelineModel, dict[str, Any]]:
@@ -255,7 +262,7 @@ def first_weights(
         said.append(f"{n:,} of {len(rows):,} tokens ({n / len(rows):.1%}) keep their embeddings, and all else is kept.")
     if model_id.arch == "llama" and config.max_position_embeddings < model_id.context:
         said.append(f"It was made for at most {config.max_position_embeddings:,} positions; longer ones are new to it.")
-        config.max_position_embeddings = model_id.context
+        _record_positions(config, model_id.context)
     print(" ".join(said), file=sys.stderr, flush=True)
     network = _filled(state, config, rows, seed)
     facts = manifest.get("facts", {})

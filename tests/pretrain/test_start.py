@@ -291,6 +291,18 @@ def test_extra_keys_of_a_config_change_nothing(store, tmp_path):
     assert saved["eos_token_id"] == 1
 
 
+def test_rotary_positions_as_older_versions_wrote_them(store, tmp_path):
+    network = published("llama", vocab_size=OURS, rope_theta=777.0)
+    folder = as_folder(network, tmp_path / "published")
+    edit(folder, drop=("rope_parameters",), rope_theta=777.0, rope_scaling=None)
+    identical(folder)
+    model, _ = start("llama-tiny-64", folder, store)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(windows()), network(windows()).logits, atol=1e-5, rtol=1e-5)
+    edit(folder, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    assert start("llama-tiny-128", folder, store)[0].network.config.max_position_embeddings == 64
+
+
 def test_only_gpt_is_bound_to_its_positions(store, tmp_path, capsys):
     gpt = as_folder(published("gpt"), tmp_path / "gpt")
     with pytest.raises(InputError, match=r"learned 64 positions, fewer than the context length of 128.*at most 64"):
