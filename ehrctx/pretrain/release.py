@@ -46,8 +46,9 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})
 ```
 
-A window opens with `[BOS]` (id 0) and is padded on the right. {meaning} The weights were learned from patients'
-records: share them as your data's terms allow. Not for clinical use.
+A window opens with `[BOS]` (id 0) and is padded on the right. {meaning}
+
+The weights were learned from patients' records: share them as your data's terms allow. Not for clinical use.
 """
 
 

@@ -384,12 +384,12 @@ def test_the_folder_that_would_be_replaced_is_refused(store, tmp_path):
 # --- our own folders, and the run ---
 
 
-@pytest.fixture(scope="module", params=["gpt", "hyena"])
-def base(request, store, tmp_path_factory) -> tuple[str, Path]:
-    """A short training on the store."""
+@pytest.fixture(scope="module")
+def base(store, tmp_path_factory) -> Path:
+    """A short training of gpt-tiny-32 on the store."""
     folder = tmp_path_factory.mktemp("base") / "model"
-    pretrain(store, f"{request.param}-tiny-32", PLAN, folder, folder.with_name("checkpoints"))
-    return request.param, folder
+    pretrain(store, "gpt-tiny-32", PLAN, folder, folder.with_name("checkpoints"))
+    return folder
 
 
 @pytest.fixture
@@ -437,24 +437,23 @@ def test_our_model_on_other_timelines_keeps_only_what_is_matched(untrained, writ
 
 
 def test_a_start_that_is_killed_and_resumed_is_never_killed(base, store, tmp_path):
-    arch, folder = base
-    name = f"{arch}-tiny-32-s1"
-    whole = pretrain(store, name, PLAN, tmp_path / "whole", tmp_path / "w.checkpoints", start=folder)
+    name = "gpt-tiny-32-s1"
+    whole = pretrain(store, name, PLAN, tmp_path / "whole", tmp_path / "w.checkpoints", start=base)
     out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
     with pytest.raises(Kill):
-        pretrain(store, name, PLAN, out, checkpoints, callbacks=[KillAt(2)], start=folder)
+        pretrain(store, name, PLAN, out, checkpoints, callbacks=[KillAt(2)], start=base)
     assert (checkpoints / CHECKPOINT).is_file()
-    resumed = pretrain(store, name, PLAN, out, checkpoints, start=folder)
+    resumed = pretrain(store, name, PLAN, out, checkpoints, start=base)
     times = ("seconds", "tokens_per_second")
     assert {k: v for k, v in resumed.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     # it begins where the other ended
-    first = json.loads((folder / "manifest.json").read_text())["facts"]["validation"]
+    first = json.loads((base / "manifest.json").read_text())["facts"]["validation"]
     assert whole["validation"][-1][1] < first[0][1]
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["inputs"]["start"] == manifest["settings"]["start"] == fingerprint(folder)
+    assert manifest["inputs"]["start"] == manifest["settings"]["start"] == fingerprint(base)
     assert manifest["facts"]["start"]["vocabulary"] == "same"
-    longer = start(f"{arch}-tiny-32", out, store)[1]
+    longer = start("gpt-tiny-32", out, store)[1]
     assert longer["earlier_tokens"] == whole["tokens"] + whole["start"]["earlier_tokens"] > whole["tokens"]
 
 
@@ -466,19 +465,17 @@ class Steps(Callback):
         self.n += 1
 
 
-@pytest.mark.parametrize("base", ["gpt"], indirect=True)
 def test_another_start_is_another_run(base, store, tmp_path):
-    _, folder = base
     out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
     with pytest.raises(Kill):
-        pretrain(store, "gpt-tiny-32", PLAN, out, checkpoints, callbacks=[KillAt(2)], start=folder)
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    for begin, steps in ((copy, STEPS - 2), (None, STEPS), (None, 0), (folder, STEPS)):
+        pretrain(store, "gpt-tiny-32", PLAN, out, checkpoints, callbacks=[KillAt(2)], start=base)
+    copy = shutil.copytree(base, tmp_path / "copy")
+    for begin, steps in ((copy, STEPS - 2), (None, STEPS), (None, 0), (base, STEPS)):
         counted = Steps()
         pretrain(store, "gpt-tiny-32", PLAN, out, checkpoints, callbacks=[counted], start=begin)
         assert counted.n == steps, "the same folder at another place is the same start; any other is not"
     alone = json.loads((checkpoints / "run.json").read_text())
-    assert alone["start"] == fingerprint(folder)
+    assert alone["start"] == fingerprint(base)
     del alone["start"]
     assert set(alone) == {"model", "timelines", "settings"}, "a run without a start is known as before"
 
