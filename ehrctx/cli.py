@@ -152,6 +152,10 @@ def pretrain(
     checkpoints: Annotated[
         Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="folder of a pretrained model whose weights are the first, instead of random ones"),
+    ] = None,
     settings: Settings = None,
     running: Annotated[
         str | None, typer.Option(help="how it is run, of the same section: threads, devices, checkpoint_seconds …")
@@ -167,19 +171,36 @@ def pretrain(
 
     chosen = parse(Pretraining, settings)
     if running is not None:
-        given = parse(Pretraining, running, "--running").model_dump(
-            include=set(Pretraining.RUNNING), exclude_unset=True
-        )
+        given = parse(Pretraining, running, "--running").model_dump(exclude_unset=True)
+        if learned := sorted(given.keys() - set(Pretraining.RUNNING)):
+            raise InputError(f"--running: `{learned[0]}` changes what is learned. Give it with --settings.")
         chosen = chosen.model_copy(update=given)
     loggers = []
     if tracking is not None and is_first_process():
         from ehrctx.report.tracking import training_logger
 
-        loggers.append(training_logger(tracking, experiment, model, chosen))
+        loggers.append(training_logger(tracking, experiment, model, chosen, start))
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
-    facts = run(timelines, model, chosen, out, folder, loggers)
+    facts = run(timelines, model, chosen, out, folder, loggers, start=start)
     if is_first_process():
         _print(facts)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="folder that `ehrctx pretrain` wrote")],
+    out: Out,
+    timelines: Annotated[
+        Path | None, typer.Option(help="also ship what each token id means: the model's folder of `ehrctx tokenize`")
+    ] = None,
+    privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
+) -> None:
+    """Write a model as a folder that transformers loads without ehrctx, with a model card."""
+    from ehrctx.pretrain.release import export as run
+    from ehrctx.study import Privacy
+    from ehrctx.study import settings as parse
+
+    _print(run(model, out, timelines, parse(Privacy, privacy, "--privacy").minimum_count))
 
 
 @app.command()

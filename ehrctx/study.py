@@ -95,7 +95,12 @@ class Labels(Config):
 class Rope(Config):
     """Rotary positions of Llama: pair i of a head of width d turns by theta^(-2 i / d) per token."""
 
-    theta: float = Field(500_000.0, gt=1, allow_inf_nan=False, description="the base: larger turns more slowly")
+    theta: float | None = Field(
+        None,
+        gt=1,
+        allow_inf_nan=False,
+        description="the base: larger turns more slowly; 500,000, or the base of the start, if left out",
+    )
     scaling: Literal["none", "linear", "yarn"] = Field(
         "none",
         description="linear: every turn is divided by the factor (arXiv 2306.15595); yarn: only turns too slow to "
@@ -105,7 +110,8 @@ class Rope(Config):
     original_context: int | None = Field(
         None,
         ge=MINIMUM_CONTEXT,
-        description="yarn: the context before stretching, in tokens; the model's own divided by the factor if left out",
+        description="yarn: the context before stretching, in tokens; the model's own divided by the factor, or that of "
+        "the start, if left out",
     )
 
     def original(self, context: int) -> int:
@@ -275,6 +281,9 @@ class Study(Config):
     splits: Literal["given"] | HashSplits = "given"
     tokenizer: str = Field("clmbr", description="a spec in tokenizers/, or the path of one")
     models: tuple[Annotated[str, AfterValidator(_model_id)], ...] = Field(min_length=1)
+    start_from: dict[str, str] = Field(
+        {}, description="model -> whose weights it starts from: another model of the study, or a folder"
+    )
     tasks: tuple[str, ...] = Field(min_length=1, description="shipped definitions, or paths of your own")
     labels: Labels = Labels()
     pretraining: Pretraining = Pretraining()
@@ -293,7 +302,40 @@ class Study(Config):
                 raise ValueError(f"`{key}` names {max(names, key=names.count)!r} twice")
         for model in self.models:
             self.pretraining.check_context(ModelId.parse(model))
+        self._check_starts()
         return self
+
+    def _check_starts(self) -> None:
+        for model, start in self.start_from.items():
+            if model not in self.models:
+                raise ValueError(
+                    f"`start_from` names {model!r}, which is not in `models`; {nearest(model, self.models)}"
+                )
+            if start not in self.models:
+                if MODEL_ID.fullmatch(start):
+                    raise ValueError(
+                        f"`start_from`: {model} starts from {start!r}, which is not in `models`; add it there, "
+                        f"or write './{start}' if it is a folder"
+                    )
+                continue
+            new, old = ModelId.parse(model), ModelId.parse(start)
+            if (new.arch, new.size) != (old.arch, old.size):
+                raise ValueError(f"`start_from`: {model} cannot start from {start}, which has another shape")
+            if new.arch == "gpt" and new.context > old.context:
+                raise ValueError(
+                    f"`start_from`: {model} cannot start from {start}: a gpt knows no positions beyond those it learned"
+                )
+            chain = [model]
+            while start in self.start_from:
+                if start in chain:
+                    raise ValueError(f"`start_from` goes in a circle: {' from '.join([*chain, start])}")
+                chain.append(start)
+                start = self.start_from[start]
+
+    def start_of(self, model: str, trained: str) -> str | None:
+        """The folder whose weights `model` starts from, if any; `trained` is the folder of the study's own models."""
+        start = self.start_from.get(model)
+        return f"{trained}/{start}" if start in self.models else start
 
     def section(self, key: str, without: Collection[str] = ()) -> str:
         """One section as JSON text: what a stage is handed, and what Snakemake watches for changes.

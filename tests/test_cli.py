@@ -313,6 +313,54 @@ def test_report_without_tables_names_the_verb(run, cohort, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# --- export, and a start from a folder ---
+
+
+def test_a_model_is_exported_and_another_starts_from_it(run, cohort, tmp_path):
+    settings = "{tokens: 1000, tokens_per_step: 500, batch_tokens: 500, threads: 1, validations: 1}"
+    shared = ["--timelines", cohort.timelines, "--settings", settings]
+    model, exported, longer = tmp_path / "model", tmp_path / "exported", tmp_path / "longer"
+    assert run("pretrain", *shared, "--model", "llama-tiny-32", "--out", model)[0] == 0
+    asked = ["--model", model, "--timelines", cohort.timelines, "--out", exported]
+    code, _, said = run("export", *asked, "--privacy", "{minimum_count: 0}")
+    assert code == 2
+    assert "--privacy: `minimum_count`" in said
+    few, many = (run("export", *asked, "--privacy", f"{{minimum_count: {n}}}") for n in (1, 40))
+    assert few[0] == many[0] == 0
+    facts = json.loads(many[1])
+    assert json.loads(few[1])["withheld"] == 0
+    table = pl.read_parquet(exported / "vocabulary.parquet")
+    assert facts["withheld"] == table.filter(pl.col("kind") == "withheld").height > 0
+    code, out, said = run("pretrain", *shared, "--model", "llama-tiny-64", "--from", exported, "--out", longer)
+    assert code == 0
+    assert f"Starts from {exported}: {table.height:,} of {table.height:,} tokens (100.0%) keep" in said
+    assert "made for at most 32 positions" in said
+    assert json.loads(out)["start"] == {
+        "vocabulary": "same", "rows_kept": 1.0, "earlier_tokens": facts["tokens"]
+    }  # fmt: skip
+
+
+def test_a_start_of_another_architecture_leaves_nothing_behind(run, cohort, untrained, tmp_path):
+    words = ["--timelines", cohort.timelines, "--from", untrained, "--out", tmp_path / "model"]
+    code, out, said = run("pretrain", *words, "--model", "llama-tiny-32")
+    assert (code, out) == (2, "")
+    assert said == (
+        f"error: {untrained} holds a gpt, but the model to train is a llama. Name a gpt, or another folder.\n"
+    )
+    code, _, said = run("pretrain", *words, "--model", "gpt-tiny-64")
+    assert code == 2
+    assert "learned 32 positions, fewer than the context length of 64" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_without_finished_timelines_is_refused(run, untrained, tmp_path):
+    words = ["--model", untrained, "--out", tmp_path / "exported", "--timelines", tmp_path / "nowhere"]
+    code, out, said = run("export", *words)
+    assert (code, out) == (2, "")
+    assert said.startswith(f"error: {tmp_path}/nowhere is not a finished timelines folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- labels that are given ---
 
 
@@ -389,7 +437,7 @@ def test_wrong_given_labels_are_refused(run, cohort, tmp_path, changes, words):
 # --- help, and what is imported ---
 
 VERBS = {
-    "check", "simulate", "split", "tokenize", "label", "pretrain", "embed", "probe", "score", "properties",
+    "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
     "perplexity", "robustness", "plan", "report", "track",
 }  # fmt: skip
 

@@ -400,3 +400,37 @@ def test_processes_share_the_threads_that_a_job_gets(threads, devices, each):
     running = json.loads(study.running(threads))
     assert set(running) == set(Pretraining.RUNNING)
     assert (running["threads"], running["devices"], running["checkpoint_seconds"]) == (each, devices, 5)
+
+
+# --- start_from ---
+
+STARTS = {"models": ["llama-tiny-64", "llama-tiny-512", "gpt-tiny-64", "gpt-tiny-128", "mamba-tiny-64"]}
+
+
+@pytest.mark.parametrize(
+    ("starts", "words"),
+    [
+        ({"llama-tiny-51": "x"}, "'llama-tiny-51', which is not in `models`; did you mean 'llama-tiny-512'?"),
+        ({"llama-tiny-64": "llama-tiny-128"}, "'llama-tiny-128', which is not in `models`; add it there, or write './"),
+        ({"llama-tiny-64": "mamba-tiny-64"}, "llama-tiny-64 cannot start from mamba-tiny-64, which has another shape"),
+        ({"gpt-tiny-128": "gpt-tiny-64"}, "a gpt knows no positions beyond those it learned"),
+        ({"mamba-tiny-64": "mamba-tiny-64"}, "goes in a circle: mamba-tiny-64 from mamba-tiny-64"),
+        (
+            {"llama-tiny-64": "llama-tiny-512", "llama-tiny-512": "llama-tiny-64"},
+            "goes in a circle: llama-tiny-512 from llama-tiny-64 from llama-tiny-512",
+        ),
+    ],
+)
+def test_starts_that_cannot_be_are_refused(refused, starts, words):
+    assert words in refused(**STARTS, start_from=starts)
+
+
+def test_a_start_is_a_model_of_the_study_or_a_folder(tmp_path):
+    file = tmp_path / "study.yaml"
+    starts = {"llama-tiny-512": "llama-tiny-64", "gpt-tiny-64": "gpt-tiny-128", "mamba-tiny-64": "published/mamba"}
+    file.write_text(yaml.safe_dump(MINIMAL | STARTS | {"start_from": starts}))
+    study = load(Study, file)
+    assert study.start_of("llama-tiny-512", "out/models") == "out/models/llama-tiny-64"
+    assert study.start_of("gpt-tiny-64", "out/models") == "out/models/gpt-tiny-128"
+    assert study.start_of("mamba-tiny-64", "out/models") == "published/mamba"
+    assert study.start_of("llama-tiny-64", "out/models") is None

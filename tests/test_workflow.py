@@ -299,6 +299,24 @@ def test_an_own_task_meets_its_own_labels(repository, tmp_path, write_meds, writ
     assert "--task 'my tasks/stay.yaml'" in run.stdout + run.stderr
 
 
+def test_a_model_starts_from_another_of_its_study_or_from_a_folder(repository, tmp_path):
+    folder = clone(repository, tmp_path / "clone")
+    (folder / "my models" / "gpt").mkdir(parents=True)
+    study = yaml.safe_load((repository / "pipelines/studies/smoke.yaml").read_text())
+    study["models"] = ["hyena-tiny-128", "hyena-tiny-64", "gpt-tiny-64"]
+    study["start_from"] = {"hyena-tiny-128": "hyena-tiny-64", "gpt-tiny-64": "my models/gpt"}
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    words = ["--dry-run", "--printshellcmds", "results/smoke/models/hyena-tiny-128", "results/smoke/models/gpt-tiny-64"]
+    run = snakemake(folder, *words, study=["--configfile", "own.yaml"])
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert planned(run)["pretrain"] == 3
+    trainings = [line for line in (run.stdout + run.stderr).splitlines() if "ehrctx pretrain" in line]
+    starts = {re.search(r"--model (\S+)", line)[1]: re.search(r"--from ('.+?'|\S+)", line) for line in trainings}
+    assert {model: found and found[1] for model, found in starts.items()} == {
+        "hyena-tiny-64": None, "hyena-tiny-128": "results/smoke/models/hyena-tiny-64", "gpt-tiny-64": "'my models/gpt'",
+    }  # fmt: skip
+
+
 def test_a_study_is_run_by_one_workflow_at_a_time(finished):
     import fcntl
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from ehrctx.models.ops.long_convolution import long_convolution
@@ -183,7 +183,9 @@ class HyenaModel(HyenaPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(x))
 
 
-class HyenaForCausalLM(HyenaPreTrainedModel):
+class HyenaForCausalLM(HyenaPreTrainedModel, GenerationMixin):
+    """`generate` passes the whole sequence through again for every new token: a long convolution keeps no state."""
+
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__(config)
         self.model = HyenaModel(config)
@@ -198,6 +200,14 @@ class HyenaForCausalLM(HyenaPreTrainedModel):
 
     def forward(self, input_ids: Tensor, **_: Any) -> CausalLMOutput:
         return CausalLMOutput(logits=self.lm_head(self.model(input_ids).last_hidden_state))
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        """Raises ValueError for padded prompts: a filter cannot step over a gap."""
+        if attention_mask is not None and not bool(attention_mask.all()):
+            raise ValueError("Hyena cannot leave out padding. Generate from prompts of one length, or one at a time.")
+        return {"input_ids": input_ids}
 
 
 def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]) -> HyenaForCausalLM:

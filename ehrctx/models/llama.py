@@ -42,6 +42,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+THETA = 500_000.0
+
+
 class RotaryAttention(nn.Module):
     """transformers' LlamaAttention (same parameters), with queries and keys turned in float32."""
 
@@ -97,9 +100,9 @@ def use_our_operators(network: LlamaForCausalLM) -> LlamaForCausalLM:
     return network
 
 
-def _positions(rope: Rope, context: int) -> dict[str, Any]:
+def positions(rope: Rope, context: int) -> dict[str, Any]:
     """`rope` in the words of LlamaConfig, which transformers 4 and 5 both take, and each writes in its own way."""
-    said: dict[str, Any] = {"rope_theta": rope.theta, "max_position_embeddings": context}
+    said: dict[str, Any] = {"rope_theta": rope.theta or THETA, "max_position_embeddings": context}
     if rope.scaling != "none":
         said["rope_scaling"] = {"rope_type": rope.scaling, "factor": rope.factor}
     if rope.scaling == "yarn":
@@ -118,7 +121,7 @@ def build(size: str, vocabulary_size: int, context: int, special: dict[str, Any]
         tie_word_embeddings=False,
         attention_dropout=0.0,
         use_cache=False,
-        **_positions(rope, context),
+        **positions(rope, context),
         **SIZES[size],
         **special,
     )

@@ -21,6 +21,7 @@ from transformers import (
     LlamaForCausalLM,
     Mamba2ForCausalLM,
     MambaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -97,6 +98,12 @@ class TimelineModel(nn.Module):
         """Loss (nats) of the tokens at (`rows`, `positions`) int64[n], each given all before it; float32[n]."""
         states = self.states(tokens)[rows, positions - 1]
         return token_losses(states, self.network.get_output_embeddings().weight, tokens[rows, positions])
+
+
+def model_of(config: PretrainedConfig) -> TimelineModel:
+    """A model of this config, with our operators in the place of transformers'; its weights are drawn."""
+    network = CLASSES[config.model_type](config)
+    return TimelineModel(OURS[config.model_type](network) if config.model_type in OURS else network)
 
 
 def build_model(model: ModelId, vocabulary_size: int, seed: int, rope: Rope | None = None) -> TimelineModel:

@@ -25,11 +25,12 @@ from torch import Tensor
 from ehrctx.artifacts import exclusive, fingerprint, new_artifact, new_file
 from ehrctx.errors import InputError
 from ehrctx.models.mamba import choose_scan
-from ehrctx.models.model import TimelineModel, build_model, load_model, save_model
+from ehrctx.models.model import TimelineModel, load_model, model_of, save_model
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.callbacks import BEST, CHECKPOINT, Checkpoint, Keep, Progress, Telemetry, Validation, kept
 from ehrctx.pretrain.distribution import is_first_process, processes, trainer_arguments
 from ehrctx.pretrain.module import PretrainingModule
+from ehrctx.pretrain.start import first_weights
 from ehrctx.pretrain.trained import KIND
 from ehrctx.study import ModelId, Pretraining
 from ehrctx.timelines.store import Timelines
@@ -112,13 +113,15 @@ def pretrain(
     checkpoints: Path,
     loggers: Iterable[Logger] = (),
     callbacks: Iterable[Callback] = (),
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Trains `model_name` on the train split of the store `timelines` and writes its weights to the folder `out`.
 
-    `checkpoints` is the folder to resume from, and where models on the way are kept. Returns the facts of the artefact:
-    parameters, tokens, padded_tokens, steps, seconds, tokens_per_second, real_token_share, subjects, passes, validation
-    and best ([tokens, loss]), loss_spikes ([step, loss]). Several processes may call it together
-    (see `distribution`); the first one writes.
+    `checkpoints` is the folder to resume from, and where models on the way are kept; `start` one whose weights are the
+    first, instead of drawn ones. Returns the facts of the artefact: parameters, tokens, padded_tokens, steps, seconds,
+    tokens_per_second, real_token_share, subjects, passes, validation and best ([tokens, loss]), loss_spikes
+    ([step, loss]), and `start` (see `first_weights`) if given. Several processes may call it together (see
+    `distribution`); the first one writes.
     """
     try:
         model_id = ModelId.parse(model_name)
@@ -139,23 +142,26 @@ def pretrain(
         "timelines": fingerprint(timelines),
         "settings": json.loads(settings.model_dump_json(exclude=not_learned)) | {"precision": precision},
     }
+    inputs = {"timelines": timelines}
+    model, begun = first_weights(model_id, store, settings.seed + model_id.seed, settings.rope, start, out)
+    if start is not None:
+        inputs["start"] = start
+        identity["start"] = fingerprint(start)
 
-    def new_model() -> TimelineModel:
-        return build_model(model_id, store.vocabulary_size, settings.seed + model_id.seed, settings.rope)
+    def facts() -> dict[str, Any]:
+        return _facts(model_id, module, accelerator) | ({"start": begun} if begun else {})
 
     def write(folder: Path, weights: dict[str, Tensor]) -> None:
-        model = new_model()
-        model.load_state_dict(weights)
-        facts = _facts(model_id, module, accelerator)
+        whole = model_of(model.network.config)
+        whole.load_state_dict(weights)
         running = {"threads": settings.threads, "processes": math.prod(processes(settings))}
-        with new_artifact(folder, KIND, identity | running, {"timelines": timelines}, facts) as partial:
-            save_model(model, partial)
+        with new_artifact(folder, KIND, identity | running, inputs, facts()) as partial:
+            save_model(whole, partial)
 
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
     first = is_first_process()
     with exclusive(lock, f"training {model_name} in {checkpoints}") if first else nullcontext():
         checkpoints.mkdir(parents=True, exist_ok=True)
-        model = new_model()
         if model_id.arch == "mamba" and settings.scan != "auto":
             _use_scan(model, settings.scan, accelerator)
         batches = TrainingBatches(windows, train, settings, settings.seed)
@@ -195,4 +201,4 @@ def pretrain(
         weights = module.whole_weights()
         if first:
             write(out, load_model(checkpoints / BEST).state_dict() if settings.weights == BEST else weights)
-    return _facts(model_id, module, accelerator)
+    return facts()

@@ -14,6 +14,7 @@ import polars as pl
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
+from ehrctx.artifacts import fingerprint
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.study import Pretraining
 
@@ -69,12 +70,18 @@ def run_of(store: Path, experiment: str, model: str, identity: str) -> str:
     return str(client.create_run(_experiment_id(client, experiment), run_name=model, tags=tags).info.run_id)
 
 
-def training_logger(store: Path, experiment: str, model: str, settings: Pretraining) -> MLFlowLogger:
-    """A Lightning logger on the run of `model`, with its settings as parameters."""
+def training_logger(
+    store: Path, experiment: str, model: str, settings: Pretraining, start: Path | None = None
+) -> MLFlowLogger:
+    """A Lightning logger on the run of `model`, with its settings as parameters; `start` is the folder it begins from.
+
+    A model that begins from other weights is another run.
+    """
     from lightning.pytorch.loggers import MLFlowLogger  # imports torch, which scoring does without
 
     initialise(store, experiment)
-    run_id = run_of(store, experiment, model, settings.model_dump_json())
+    begun = fingerprint(start) if start is not None and start.is_dir() else ""
+    run_id = run_of(store, experiment, model, settings.model_dump_json() + begun)
     logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
     logger.log_hyperparams({"model": model, **settings.model_dump()})
     return logger

@@ -13,6 +13,8 @@ rule pretrain:
     input:
         rules.tracking_store.output,
         timelines=TIMELINES,
+        # another model of the study is trained first
+        start=lambda wildcards: STUDY.start_of(wildcards.model, f"{RESULTS}/models") or [],
     output:
         directory(f"{RESULTS}/models/{{model}}"),
     params:
@@ -21,6 +23,7 @@ rule pretrain:
         settings=lambda wildcards: STUDY.section(
             "pretraining", without=STUDY.pretraining.without_effect(ModelId.parse(wildcards.model))
         ),
+        start=lambda _, input: f"--from {quote(input.start)}" if input.start else "",
         store=TRACKING,
         experiment=STUDY.name,
     priority: 1  # the longest jobs first: the short ones fill the gaps at the end
@@ -30,6 +33,6 @@ rule pretrain:
         running=lambda wildcards, threads: STUDY.running(threads),
     shell:
         "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
-        "--checkpoints {params.checkpoints} --settings {params.settings:q} "
+        "--checkpoints {params.checkpoints} --settings {params.settings:q} {params.start} "
         "--running {resources.running:q} "
         "--tracking {params.store} --experiment {params.experiment}"

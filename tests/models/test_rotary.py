@@ -137,7 +137,7 @@ ROPES = pytest.mark.parametrize(
         Rope(theta=10_000.0, scaling="yarn", factor=2.5),
         Rope(scaling="yarn", factor=8, original_context=64),
     ],
-    ids=lambda rope: f"{rope.scaling}-{rope.factor:g}-{rope.theta:g}-{rope.original_context}",
+    ids=lambda rope: f"{rope.scaling}-{rope.factor:g}-{rope.theta or THETA:g}-{rope.original_context}",
 )
 
 
