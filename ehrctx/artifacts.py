@@ -161,6 +161,8 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
 def require_same_input(path: Path, kind: str, name: str, current: Path) -> None:
     """Refuses the artefact at `path` if its input `name` is not what now lies at `current`."""
     recorded = read_manifest(path, kind)["inputs"].get(name)
+    if not Path(current).exists():
+        raise InputError(f"no such {name}: {current}. Give the {name} that {path} was made from.")
     if recorded != fingerprint(current):
         raise InputError(
             f"{path} was made from other {name} than those now at {current}. "

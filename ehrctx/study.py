@@ -110,13 +110,19 @@ class Rope(Config):
     original_context: int | None = Field(
         None,
         ge=MINIMUM_CONTEXT,
-        description="yarn: the context before stretching, in tokens; the model's own divided by the factor, or that of "
-        "the start, if left out",
+        description="the context before stretching, in tokens: models of it or less are not stretched; if left out, "
+        "the model's own divided by the factor, or that of the start",
     )
 
     def original(self, context: int) -> int:
         """The context before stretching, in tokens, of a model whose context length is `context`."""
         return self.original_context or round(context / self.factor)
+
+    def of(self, context: int) -> Self:
+        """What it says to a model of `context` tokens: no stretching where the original context suffices."""
+        if self.original_context is None or context > self.original_context:
+            return self
+        return self.model_copy(update={"scaling": "none", "factor": 1.0, "original_context": None})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,8 +131,10 @@ class Rope(Config):
                 f"scaling {self.scaling!r} does not go with factor {self.factor:g}. Give `scaling` (linear or "
                 f"yarn) and a `factor` above 1 together, or neither"
             )
-        if self.original_context is not None and self.scaling != "yarn":
-            raise ValueError(f"scaling {self.scaling!r} takes no `original_context`. Leave it out, or choose yarn")
+        if self.original_context is not None and self.scaling == "none":
+            raise ValueError(
+                "`original_context` goes with a scaling. Give `scaling` and `factor` as well, or leave it out"
+            )
         return self
 
 

@@ -102,6 +102,7 @@ def use_our_operators(network: LlamaForCausalLM) -> LlamaForCausalLM:
 
 def positions(rope: Rope, context: int) -> dict[str, Any]:
     """`rope` in the words of LlamaConfig, which transformers 4 and 5 both take, and each writes in its own way."""
+    rope = rope.of(context)
     said: dict[str, Any] = {"rope_theta": rope.theta or THETA, "max_position_embeddings": context}
     if rope.scaling != "none":
         said["rope_scaling"] = {"rope_type": rope.scaling, "factor": rope.factor}

@@ -87,7 +87,7 @@ def _positioned(values: dict[str, Any], config: Any, rope: Rope, context: int) -
     """The values of a llama's config with `rope` in the place of its own; what `rope` leaves out is the folder's."""
     known = getattr(config, "rope_parameters", None) or {"rope_theta": getattr(config, "rope_theta", None)}
     given = {"theta": rope.theta or known["rope_theta"]}
-    if rope.scaling == "yarn":
+    if rope.scaling != "none":
         given["original_context"] = rope.original_context or config.max_position_embeddings
     rest = {k: v for k, v in values.items() if k not in ("rope_theta", "rope_scaling", "rope_parameters")}
     return rest | llama.positions(rope.model_copy(update=given), context)
@@ -110,11 +110,13 @@ def _checked_config(folder: Path, model: ModelId, rope: Rope) -> Any:
         raise InputError(
             f"{folder} holds a {arch}, but the model to train is a {model.arch}. Name a {arch}, or another folder."
         )
-    values = {k: v for k, v in raw.items() if k not in ELSEWHERE and (k != "n_positions" or arch == "gpt")}
+    config_class = CLASSES[str(kind)].config_class
     try:
-        config = CLASSES[str(kind)].config_class.from_dict(values)
+        read, _ = config_class.get_config_dict(folder, local_files_only=True)  # knows how infinities are written
+        values = {k: v for k, v in read.items() if k not in ELSEWHERE and (k != "n_positions" or arch == "gpt")}
+        config = config_class.from_dict(values)
         if arch == "llama" and rope != Rope():
-            config = type(config).from_dict(_positioned(values, config, rope, model.context))
+            config = config_class.from_dict(_positioned(values, config, rope, model.context))
     except (TypeError, ValueError):
         raise InputError(
             f"{folder}/config.json is not the config of a {kind}. Fetch or make the folder again."

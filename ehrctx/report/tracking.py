@@ -73,17 +73,18 @@ def run_of(store: Path, experiment: str, model: str, identity: str) -> str:
 def training_logger(
     store: Path, experiment: str, model: str, settings: Pretraining, start: Path | None = None
 ) -> MLFlowLogger:
-    """A Lightning logger on the run of `model`, with its settings as parameters; `start` is the folder it begins from.
+    """A Lightning logger on the run of `model`, with what it learns by as parameters; `start` is the folder it begins from.
 
-    A model that begins from other weights is another run.
+    A model that begins from other weights is another run; one that is run in another way (threads, devices) is not.
     """
     from lightning.pytorch.loggers import MLFlowLogger  # imports torch, which scoring does without
 
     initialise(store, experiment)
     begun = fingerprint(start) if start is not None and start.is_dir() else ""
-    run_id = run_of(store, experiment, model, settings.model_dump_json() + begun)
+    learned = settings.model_dump_json(exclude=set(Pretraining.RUNNING))
+    run_id = run_of(store, experiment, model, learned + begun)
     logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
-    logger.log_hyperparams({"model": model, **settings.model_dump()})
+    logger.log_hyperparams({"model": model, **settings.model_dump(exclude=set(Pretraining.RUNNING))})
     return logger
 
 

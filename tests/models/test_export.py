@@ -108,7 +108,12 @@ def test_transformers_alone_computes_the_same_logits(exported, elsewhere, arch):
         ours = load_model(exported[arch][0]).eval().logits(prompts()).numpy()
     assert np.abs(ours).max() > 0.5, "differences must show"
     np.testing.assert_allclose(elsewhere[arch]["logits"], ours, atol=1e-5, rtol=1e-5)
-    names = {"gpt": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mamba": "MambaForCausalLM", "mamba2": "Mamba2ForCausalLM"}
+    names = {
+        "gpt": "GPT2LMHeadModel",
+        "llama": "LlamaForCausalLM",
+        "mamba": "MambaForCausalLM",
+        "mamba2": "Mamba2ForCausalLM",
+    }
     assert elsewhere[arch]["class"] == names.get(arch, "HyenaForCausalLM")
     assert elsewhere[arch]["dtype"] == "torch.float32"
 

@@ -194,6 +194,14 @@ def test_yarn_interpolates_slow_turns_alone_and_sharpens_attention():
     assert float(cos[0, 0, 0]) == pytest.approx(0.1 * math.log(4) + 1, rel=1e-6)
 
 
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_models_within_the_original_context_are_not_stretched(scaling):
+    rope = Rope(scaling=scaling, factor=8, original_context=512)
+    for context in (64, 512):
+        assert frequencies(rope, context) == frequencies(Rope(), context)
+    assert frequencies(rope, 4_096)[-1] == pytest.approx(frequencies(Rope(), 4_096)[-1] / 8)
+
+
 def test_the_original_context_is_the_models_own_divided_by_the_factor_unless_given():
     assert frequencies(YARN, 4_096) == frequencies(Rope(scaling="yarn", factor=4, original_context=1_024), 4_096)
     assert frequencies(YARN, 4_096) != frequencies(Rope(scaling="yarn", factor=4, original_context=64), 4_096)

@@ -9,7 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from planted import HEADS, NAN, score
 
-from ehrctx.report.tracking import initialise, log_scores, run_of
+from ehrctx.report.tracking import initialise, log_scores, run_of, training_logger
+from ehrctx.study import Pretraining
 
 MODELS = ("gpt-tiny-64", "mamba-tiny-512")
 RUNS = sorted([*MODELS, *[f"counts ({head})" for head in HEADS]])
@@ -89,6 +90,15 @@ def test_scores_join_the_run_of_the_training(store):
     found = runs_of(store, "training")
     assert sorted(found) == RUNS
     assert found[MODELS[0]][0] == trained
+
+
+def test_how_a_training_is_run_makes_no_other_run(store):
+    runs = [
+        training_logger(store, "running", MODELS[0], Pretraining(**changes)).run_id
+        for changes in ({}, {"threads": 7, "devices": 2, "checkpoint_seconds": 5}, {"learning_rate": 0.5})
+    ]
+    assert runs[0] == runs[1] != runs[2]
+    assert list(runs_of(store, "running")) == [MODELS[0]], "the one it replaces is gone"
 
 
 def test_scoring_does_not_lengthen_the_training(store):
