@@ -132,7 +132,7 @@ def test_changed_input_is_refused_and_named(tmp_path, source):
 
 def test_an_input_that_is_not_there_is_refused(tmp_path, source):
     make(tmp_path / "out", source)
-    with pytest.raises(InputError, match="no such events: .*nowhere"):
+    with pytest.raises(InputError, match=r"no such events: .*nowhere"):
         require_same_input(tmp_path / "out", "thing", "events", tmp_path / "nowhere")
 
 

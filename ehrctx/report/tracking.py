@@ -73,7 +73,7 @@ def run_of(store: Path, experiment: str, model: str, identity: str) -> str:
 def training_logger(
     store: Path, experiment: str, model: str, settings: Pretraining, start: Path | None = None
 ) -> MLFlowLogger:
-    """A Lightning logger on the run of `model`, with what it learns by as parameters; `start` is the folder it begins from.
+    """A Lightning logger on the run of `model`, with what it learns by as parameters; it begins from `start`, if given.
 
     A model that begins from other weights is another run; one that is run in another way (threads, devices) is not.
     """
