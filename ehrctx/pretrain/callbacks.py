@@ -23,7 +23,7 @@ from ehrctx.pretrain.module import PretrainingModule
 
 CHECKPOINT = "last.ckpt"
 BEST = "best"
-Write = Callable[[Path, dict[str, Any]], None]  # (folder, weights): writes a model that every other verb can read
+Write = Callable[[Path, dict[str, Any]], object]  # (folder, weights): writes a model that every other verb can read
 
 
 def kept(tokens: int | str) -> str:

@@ -151,12 +151,14 @@ def pretrain(
     def facts() -> dict[str, Any]:
         return _facts(model_id, module, accelerator) | ({"start": begun} if begun else {})
 
-    def write(folder: Path, weights: dict[str, Tensor]) -> None:
+    def write(folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
         whole = model_of(model.network.config)
         whole.load_state_dict(weights)
         running = {"threads": settings.threads, "processes": math.prod(processes(settings))}
-        with new_artifact(folder, KIND, identity | running, inputs, facts()) as partial:
+        found = facts()
+        with new_artifact(folder, KIND, identity | running, inputs, found) as partial:
             save_model(whole, partial)
+        return found
 
     lock = checkpoints.with_name(f".{checkpoints.name}.lock")
     first = is_first_process()
@@ -199,6 +201,6 @@ def pretrain(
             if module.progress["steps"] < batches.n_steps:
                 trainer.fit(module, ckpt_path=resume, weights_only=True)
         weights = module.whole_weights()
-        if first:
-            write(out, load_model(checkpoints / BEST).state_dict() if settings.weights == BEST else weights)
-    return facts()
+        if not first:
+            return facts()
+        return write(out, load_model(checkpoints / BEST).state_dict() if settings.weights == BEST else weights)
