@@ -1,7 +1,8 @@
 """What a training really takes on this machine: twenty steps of each model, in a process of its own.
 
 A process of its own tells the peak of its memory, and may run out of it without harm. Each step is the heaviest there
-is: one batch of windows at full length, drawn at random, forward, backward, clip and update.
+is: one batch of windows at full length, drawn at random, forward, backward, clip and update. One process of several is
+measured alone, with all weights.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from ehrctx.models.mamba import choose_scan
 from ehrctx.models.model import build_model
 from ehrctx.pretrain.callbacks import peak_memory_gib
 from ehrctx.pretrain.module import optimizer_of
@@ -65,6 +67,8 @@ def measure_here(model: str, vocabulary: int, settings: Pretraining, device: str
     torch.set_num_threads(settings.threads)
     identity = ModelId.parse(model)
     network = build_model(identity, vocabulary, seed=0, rope=settings.rope).to(device)
+    if identity.arch == "mamba" and settings.scan != "auto":
+        choose_scan(network, settings.scan, torch.device(device))
     if settings.compile:
         network.network.base_model.compile(dynamic=True)
     optimizer = optimizer_of(network, settings)

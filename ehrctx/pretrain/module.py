@@ -153,8 +153,8 @@ class PretrainingModule(LightningModule):
         choice = self.settings.on_loss_spike
         if choice == "stop":
             raise InputError(
-                f"the loss leaps to {mean:.2f} nats at {where}. Lower pretraining.learning_rate, "
-                f"or go on past it with pretraining.on_loss_spike: skip (or warn)."
+                f"the loss leaps to {mean:.2f} nats at {where}. Go on from the last checkpoint with "
+                f"pretraining.on_loss_spike: skip (or warn), or lower pretraining.learning_rate and start again."
             )
         if self.world[0] == 0:
             what = "its update is left out" if choice == "skip" else "training goes on"
@@ -208,6 +208,15 @@ class PretrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = self.progress
+        if not self.sharded:
+            # torch numbers parameters by the optimizer's groups; FSDP, which may go on from here, in the model's order
+            place = {parameter: i for i, parameter in enumerate(self.parameters())}
+            optimizer: Any = self.optimizers()
+            ids = [place[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            for saved in checkpoint["optimizer_states"]:
+                saved["state"] = {ids[i]: state for i, state in saved["state"].items()}
+                for group in saved["param_groups"]:
+                    group["params"] = [ids[i] for i in group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress = checkpoint["progress"]

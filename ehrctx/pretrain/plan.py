@@ -72,7 +72,8 @@ def memory_gib(
     loss = 3 * chunk_of(vocabulary) * vocabulary * 4 + vocabulary * width * 4 + 2 * tokens * width * 4
     parameters = sum(p.numel() for p in model.parameters())
     cast = 2 if kind == "bfloat16" else 0  # autocast's copy of each weight
-    return (parameters * (BYTES_PER_PARAMETER + cast) + activations + loss) / 2**30
+    shards = settings.devices if settings.strategy == "fsdp" else 1
+    return (parameters * (BYTES_PER_PARAMETER / shards + cast) + activations + loss) / 2**30
 
 
 def available_gib(device: str) -> float:
@@ -116,7 +117,7 @@ def plan_models(
                 steps=max(1, round(settings.tokens / settings.tokens_per_step)),
                 windows_per_batch=windows,
                 petaflop=flop / 1e15,
-                seconds=flop / (rate * EFFICIENCY[device][identity.arch]) + scan,
+                seconds=(flop / (rate * EFFICIENCY[device][identity.arch]) + scan) / settings.devices,
                 memory_gib=memory_gib(model, identity.arch, vocabulary, settings, identity.context, device == "cuda"),
             )
         )

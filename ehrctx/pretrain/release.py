@@ -14,6 +14,7 @@ import numpy as np
 from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.models.export import write_standalone
 from ehrctx.pretrain.trained import KIND as MODEL
+from ehrctx.pretrain.trained import final_validation
 from ehrctx.timelines.store import Timelines
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ def shared_vocabulary(store: Timelines, minimum_count: int) -> pl.DataFrame:
 
 
 def _card(model: str, facts: dict[str, Any], tokenizer: str, with_vocabulary: bool) -> str:
-    validation, earlier = facts["validation"], facts["earlier_tokens"]
+    validation, earlier = final_validation(facts), facts["earlier_tokens"]
     return CARD.format_map(
         facts
         | {
             "model": model,
             "tokenizer": tokenizer,
             "earlier": f", after {earlier:,} of the model it started from" if earlier else "",
-            "loss": f"{validation[-1][1]:.4f} nats a token" if validation else "not known",
+            "loss": f"{validation[1]:.4f} nats a token" if validation else "not known",
             "trust": ", trust_remote_code=True" if facts["arch"] == "hyena" else "",
             "meaning": f"`{VOCABULARY}` says what each token id means, but for rare tokens."
             if with_vocabulary
@@ -96,8 +97,8 @@ def export(model_folder: Path, out: Path, timelines: Path | None = None, minimum
     """Writes config, weights, a model card and, given the model's `timelines`, its vocabulary to the folder `out`.
 
     Returns the facts of the artefact: arch, size, context, parameters, hidden_size, tokens, earlier_tokens, validation,
-    and the tokens of the vocabulary and how many of them are withheld. Raises InputError if the model was trained on
-    other timelines.
+    best, weights (which of them), and the tokens of the vocabulary and how many of them are withheld. Raises InputError
+    if the model was trained on other timelines.
     """
     manifest = read_manifest(model_folder, MODEL)
     trained, settings = manifest["facts"], manifest["settings"]
@@ -107,7 +108,7 @@ def export(model_folder: Path, out: Path, timelines: Path | None = None, minimum
     if timelines is not None:
         require_same_input(model_folder, MODEL, "timelines", timelines)
         inputs["timelines"] = timelines
-    names = ("arch", "size", "context", "parameters", "hidden_size", "tokens", "validation")
+    names = ("arch", "size", "context", "parameters", "hidden_size", "tokens", "validation", "best", "weights")
     facts = {name: trained[name] for name in names}
     facts["earlier_tokens"] = trained.get("start", {}).get("earlier_tokens", 0)
     choices = settings | {"timelines": manifest["inputs"]["timelines"], "minimum_count": minimum_count}

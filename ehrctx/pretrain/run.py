@@ -48,10 +48,24 @@ def _accelerator(choice: str) -> str:
     return "cuda" if choice in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
 
 
-def _matching_checkpoint(folder: Path, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to resume, if it belongs to this run."""
-    file, known = folder / CHECKPOINT, folder / "run.json"
-    return file if known.is_file() and json.loads(known.read_text()) == identity and file.is_file() else None
+def _without_guard(identity: dict[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in identity["settings"].items() if key != "on_loss_spike"}
+    return identity | {"settings": settings}
+
+
+def _matching_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint to resume, read, if it belongs to this run.
+
+    Until a loss leaps, what a leap would do has changed nothing: that may differ.
+    """
+    file, run = folder / CHECKPOINT, folder / "run.json"
+    if not (run.is_file() and file.is_file()):
+        return None
+    known = json.loads(run.read_text())
+    if _without_guard(known) != _without_guard(identity):
+        return None
+    saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return saved if known == identity or not saved["progress"]["spikes"] else None
 
 
 class _Claim(Callback):
@@ -63,13 +77,20 @@ class _Claim(Callback):
     def __init__(self, folder: Path, identity: dict[str, Any], resumes: bool) -> None:
         self.folder, self.identity, self.resumes = folder, identity, resumes
 
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            some, all_ = (trainer.strategy.reduce_boolean_decision(self.resumes, all=every) for every in (False, True))
+            if some != all_:
+                raise InputError("the processes of this training do not find the same checkpoint. Start it again.")
+
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or self.resumes:
+        if not trainer.is_global_zero:
             return
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        for model in [self.folder / BEST, *self.folder.glob(kept("*"))]:
-            if model.is_dir():
-                shutil.rmtree(model)
+        if not self.resumes:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            for model in [self.folder / BEST, *self.folder.glob(kept("*"))]:
+                if model.is_dir():
+                    shutil.rmtree(model)
         with new_file(self.folder / "run.json") as partial:
             partial.write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
 
@@ -143,6 +164,11 @@ def pretrain(
         "settings": json.loads(settings.model_dump_json(exclude=not_learned)) | {"precision": precision},
     }
     inputs = {"timelines": timelines}
+    if start is not None and checkpoints.resolve() in start.resolve().parents:
+        raise InputError(
+            f"--from {start} lies in the folder of this training's checkpoints, which it empties. "
+            f"Copy it elsewhere, or give another --checkpoints."
+        )
     model, begun = first_weights(model_id, store, settings.seed + model_id.seed, settings.rope, start, out)
     if start is not None:
         inputs["start"] = start
@@ -151,11 +177,11 @@ def pretrain(
     def facts() -> dict[str, Any]:
         return _facts(model_id, module, accelerator) | ({"start": begun} if begun else {})
 
-    def write(folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+    def write(folder: Path, weights: dict[str, Tensor], which: str = "last") -> dict[str, Any]:
         whole = model_of(model.network.config)
         whole.load_state_dict(weights)
         running = {"threads": settings.threads, "processes": math.prod(processes(settings))}
-        found = facts()
+        found = facts() | {"weights": which}
         with new_artifact(folder, KIND, identity | running, inputs, found) as partial:
             save_model(whole, partial)
         return found
@@ -195,12 +221,14 @@ def pretrain(
                 **trainer_arguments(settings, accelerator),
             )
             if resume is not None:
-                saved = torch.load(resume, map_location="cpu", weights_only=True)
-                module.progress = saved["progress"]
-                module.load_state_dict(saved["state_dict"])
+                module.progress = resume["progress"]
+                module.load_state_dict(resume["state_dict"])
             if module.progress["steps"] < batches.n_steps:
-                trainer.fit(module, ckpt_path=resume, weights_only=True)
+                file = checkpoints / CHECKPOINT if resume is not None else None
+                trainer.fit(module, ckpt_path=file, weights_only=True)
         weights = module.whole_weights()
         if not first:
             return facts()
-        return write(out, load_model(checkpoints / BEST).state_dict() if settings.weights == BEST else weights)
+        if settings.weights == BEST:
+            weights = load_model(checkpoints / BEST).state_dict()
+        return write(out, weights, settings.weights)

@@ -84,13 +84,20 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _positioned(values: dict[str, Any], config: Any, rope: Rope, context: int) -> dict[str, Any]:
-    """The values of a llama's config with `rope` in the place of its own; what `rope` leaves out is the folder's."""
-    known = getattr(config, "rope_parameters", None) or {"rope_theta": getattr(config, "rope_theta", None)}
-    given = {"theta": rope.theta or known["rope_theta"]}
-    if rope.scaling != "none":
-        given["original_context"] = rope.original_context or config.max_position_embeddings
+    """The values of a llama's config with `rope` in the place of its own; what `rope` leaves out is the folder's.
+
+    Stretching begins at the context before the folder's own was stretched, if it was.
+    """
+    known = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    base = known.pop("rope_theta", None) or config.rope_theta  # transformers 4 keeps it apart
+    theta, longest = rope.theta or base, config.max_position_embeddings
     rest = {k: v for k, v in values.items() if k not in ("rope_theta", "rope_scaling", "rope_parameters")}
-    return rest | llama.positions(rope.model_copy(update=given), context)
+    stretched = known.get("rope_type", "default") != "default"
+    if rope.scaling == "none":
+        return rest | {"rope_theta": theta} | ({"rope_scaling": known} if stretched else {})
+    before = round(longest / known["factor"]) if stretched else longest
+    original = rope.original_context or known.get("original_max_position_embeddings") or before
+    return rest | llama.positions(rope.model_copy(update={"theta": theta, "original_context": original}), context)
 
 
 def _checked_config(folder: Path, model: ModelId, rope: Rope) -> Any:

@@ -16,7 +16,7 @@ from ehrctx.artifacts import fingerprint, new_file, require_same_input
 from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.events.meds import SPLITS
 from ehrctx.events.splits import read_splits
-from ehrctx.pretrain.trained import trained_model
+from ehrctx.pretrain.trained import final_validation, trained_model
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.statistics import SCORES, interval, scores, subject_draws
@@ -151,7 +151,7 @@ def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
         rows.append(
             {"model": model}
             | {c: facts[c] for c in (*columns, "passes", "device")}
-            | {"validation_loss": facts["validation"][-1][1]}
+            | {"validation_loss": validation[1] if (validation := final_validation(facts)) else None}
         )
         identity = {"model": model, "arch": facts["arch"], "context": facts["context"]}
         curves += [identity | {"tokens": tokens, "loss": loss} for tokens, loss in facts["validation"]]

@@ -16,7 +16,7 @@ from mlflow.entities import Metric, Run
 
 from ehrctx.artifacts import fingerprint
 from ehrctx.probe.predict import COUNTS as BASELINE
-from ehrctx.study import Pretraining
+from ehrctx.study import ModelId, Pretraining
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger
@@ -81,10 +81,11 @@ def training_logger(
 
     initialise(store, experiment)
     begun = fingerprint(start) if start is not None and start.is_dir() else ""
-    learned = settings.model_dump_json(exclude=set(Pretraining.RUNNING))
+    unlearned = {*settings.without_effect(ModelId.parse(model)), "accelerator"}
+    learned = settings.model_dump_json(exclude=unlearned)
     run_id = run_of(store, experiment, model, learned + begun)
     logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
-    logger.log_hyperparams({"model": model, **settings.model_dump(exclude=set(Pretraining.RUNNING))})
+    logger.log_hyperparams({"model": model, **settings.model_dump(exclude=unlearned)})
     return logger
 
 

@@ -16,8 +16,9 @@ from ehrctx.models.model import build_model, load_model
 from ehrctx.pretrain import module
 from ehrctx.pretrain.callbacks import BEST
 from ehrctx.pretrain.flop import flop_per_token
+from ehrctx.pretrain.release import export
 from ehrctx.pretrain.run import pretrain
-from ehrctx.pretrain.trained import KIND, trained_model
+from ehrctx.pretrain.trained import KIND, final_validation, trained_model
 from ehrctx.study import ModelId, Pretraining
 
 PLAN = Pretraining(
@@ -124,6 +125,42 @@ def test_a_leap_can_end_the_training(small_timelines, tmp_path):
     with pytest.raises(InputError, match=r"leaps to .* at step 25 .*batch \d of \d.*on_loss_spike"):
         run(small_timelines, tmp_path, LONG.model_copy(update={"on_loss_spike": "stop"}), callbacks=[Planted(25)])
     assert not (tmp_path / "model").exists()
+
+
+def test_what_a_leap_does_may_change_before_the_first_one(small_timelines, tmp_path):
+    """A training that a leap ended goes on from its last checkpoint, as it would have with the other choice."""
+    stop, skip = (LONG.model_copy(update={"on_loss_spike": choice}) for choice in ("stop", "skip"))
+    with pytest.raises(InputError, match="Go on from the last checkpoint"):
+        run(small_timelines, tmp_path / "stopped", stop, callbacks=[Planted(25)])
+    weights = Weights()
+    run(small_timelines, tmp_path / "stopped", skip, callbacks=[weights, Planted(25)])
+    assert len(weights.after) == 5, "steps 25 to 29"
+    run(small_timelines, tmp_path / "skipped", skip, callbacks=[Planted(25)])
+    one, two = (load_model(tmp_path / which / "model").state_dict() for which in ("stopped", "skipped"))
+    assert same(one, two)
+    # with a leap behind it, the choice has mattered
+    run(small_timelines, tmp_path / "skipped", LONG, callbacks=[again := Weights()])
+    assert len(again.after) == 30
+
+
+def test_the_validation_of_a_model_is_that_of_its_weights(small_timelines, tmp_path, monkeypatch):
+    losses = iter([3.0, 1.5, 2.0] * 2)
+    monkeypatch.setattr(module.PretrainingModule, "validation_loss", lambda self: next(losses))
+    for weights, expected in (("last", 2.0), ("best", 1.5)):
+        facts = run(small_timelines, tmp_path / weights, PLAN.model_copy(update={"weights": weights}))
+        assert final_validation(facts)[1] == expected
+        export(tmp_path / weights / "model", tmp_path / weights / "exported")
+        assert f"| validation loss | {expected:.4f} nats" in (tmp_path / weights / "exported/README.md").read_text()
+    assert final_validation(facts | {"weights": "last", "validation": []}) is None
+
+
+def test_a_start_among_the_checkpoints_that_it_would_empty_is_refused(small_timelines, tmp_path):
+    run(small_timelines, tmp_path, PLAN.model_copy(update={"keep_every_tokens": 400}))
+    kept = tmp_path / "checkpoints/tokens-400"
+    with pytest.raises(InputError, match="lies in the folder of this training's checkpoints"):
+        run(small_timelines, tmp_path, start=kept)
+    assert kept.is_dir()
+    run(small_timelines, tmp_path / "other", start=kept)
 
 
 class Recorded(CSVLogger):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import Callback
 
 from ehrctx.artifacts import read_manifest
 from ehrctx.models.model import load_model
@@ -72,6 +74,29 @@ def together(names: list[str], plan: Pretraining, timelines: Path, out: Path, di
     return codes
 
 
+class Steps(Callback):
+    """The steps that are done; ends the training before step `stop`."""
+
+    def __init__(self, stop: int = -1) -> None:
+        self.stop, self.seen = stop, []
+
+    def on_train_batch_start(self, trainer, module, step, *_):
+        if step.index == self.stop:
+            raise KeyboardInterrupt
+        self.seen.append(step.index)
+
+
+def assert_alike(one: Path, two: Path) -> None:
+    """The same weights up to rounding."""
+    first, second = (load_model(folder).state_dict() for folder in (one, two))
+    assert first.keys() == second.keys()
+    for weight in first:
+        difference = (first[weight] - second[weight]).abs()
+        # Adam's first steps are signs: a gradient of rounding noise may move a weight the other way
+        assert difference.median() < 1e-6, weight
+        assert (difference > 1e-4).float().mean() < 0.01, weight
+
+
 @pytest.fixture(scope="module")
 def alone(small_timelines, tmp_path_factory) -> Path:
     """Every architecture, trained by one process."""
@@ -94,13 +119,7 @@ def shared(request, small_timelines, tmp_path_factory) -> tuple[Pretraining, Pat
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_two_processes_learn_what_one_learns(alone, shared, arch):
     folders = [alone / f"{arch}-tiny-32", shared[1] / f"{arch}-tiny-32"]
-    one, two = (load_model(folder).state_dict() for folder in folders)
-    assert one.keys() == two.keys()
-    for weight in one:
-        difference = (one[weight] - two[weight]).abs()
-        # Adam's first steps are signs: a gradient of rounding noise may move a weight the other way
-        assert difference.median() < 1e-6, weight
-        assert (difference > 1e-4).float().mean() < 0.01, weight
+    assert_alike(*folders)
     facts = [read_manifest(folder, KIND)["facts"] for folder in folders]
     for fact in ("tokens", "padded_tokens", "steps", "subjects", "passes", "parameters"):
         assert facts[0][fact] == facts[1][fact]
@@ -115,9 +134,31 @@ def test_killed_and_resumed_by_two_processes(shared, small_timelines, tmp_path):
     assert -signal.SIGKILL in codes
     assert (tmp_path / "checkpoints/mamba-tiny-32" / CHECKPOINT).is_file()
     assert not (tmp_path / "mamba-tiny-32").exists()
+    alone = shutil.copytree(tmp_path, tmp_path.with_name("alone"))
     together(["mamba-tiny-32"], plan, small_timelines, tmp_path)
     files = [folder / "mamba-tiny-32/model.safetensors" for folder in (whole, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    # one process goes on from what two have left
+    recorder = Steps()
+    pretrain(
+        small_timelines, "mamba-tiny-32", plan, alone / "model", alone / "checkpoints/mamba-tiny-32",
+        callbacks=[recorder],
+    )  # fmt: skip
+    assert recorder.seen == [4, 5]
+    assert_alike(whole / "mamba-tiny-32", alone / "model")
+
+
+@pytest.mark.parametrize("shared", ["fsdp"], indirect=True)
+def test_two_processes_go_on_from_what_one_has_left(shared, small_timelines, tmp_path):
+    """The moments of every weight go to that weight, though FSDP numbers weights in another order."""
+    plan, whole = shared
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(
+            small_timelines, "llama-tiny-32", plan, tmp_path / "llama-tiny-32", tmp_path / "checkpoints/llama-tiny-32",
+            callbacks=[Steps(stop=3)],
+        )  # fmt: skip
+    together(["llama-tiny-32"], plan, small_timelines, tmp_path)
+    assert_alike(whole / "llama-tiny-32", tmp_path / "llama-tiny-32")
 
 
 def test_the_command_starts_its_own_processes(small_timelines, tmp_path):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from ehrctx.pretrain.measure import DOES_NOT_FIT, FEWEST, STEPS, measure, measure_here
 from ehrctx.pretrain.plan import ACTIVATIONS
 from ehrctx.study import Pretraining

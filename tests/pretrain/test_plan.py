@@ -156,6 +156,16 @@ def test_time_is_operations_over_the_rate():
     assert double.seconds == pytest.approx(2 * row.seconds)
 
 
+def test_several_devices_share_the_time_and_with_fsdp_the_weights():
+    (one,), (ddp,), (fsdp,) = (
+        plan_models(["gpt-paper-512"], VOCABULARY, SETTINGS.model_copy(update=changes), "cuda", 1e14)
+        for changes in ({}, {"devices": 4}, {"devices": 4, "strategy": "fsdp"})
+    )
+    assert ddp.seconds == fsdp.seconds == one.seconds / 4
+    assert ddp.memory_gib == one.memory_gib
+    assert one.memory_gib - fsdp.memory_gib == pytest.approx(0.75 * 16 * one.parameters / 2**30)
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_memory_holds_weights_gradients_and_moments_at_least(arch, device):

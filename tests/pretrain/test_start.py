@@ -354,6 +354,22 @@ def test_the_positions_of_a_start_are_stretched(store, tmp_path, rope, expected)
     assert (found - before).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_a_start_that_is_stretched_stays_so(store, tmp_path, scaling):
+    """The same key for a model and for the one that starts from it: 256 are 4 x 64 for both."""
+    rope = Rope(scaling=scaling, factor=4)
+    network = build_model(ModelId.parse("llama-tiny-256"), OURS, 0, rope).network
+    folder = as_folder(network, tmp_path / "llama")
+    frequencies = network.model.rotary_emb.inv_freq
+    for said in (rope, PLAIN, Rope(theta=500_000)):
+        started = start("llama-tiny-256", folder, store, rope=said)[0].network.model.rotary_emb.inv_freq
+        torch.testing.assert_close(started, frequencies)
+    other = start("llama-tiny-256", folder, store, rope=Rope(theta=1e4))[0].network.model.rotary_emb.inv_freq
+    assert other[-1] > 2 * frequencies[-1]
+    expected = build_model(ModelId.parse("llama-tiny-256"), OURS, 0, rope.model_copy(update={"theta": 1e4}))
+    torch.testing.assert_close(other, expected.network.model.rotary_emb.inv_freq)
+
+
 # --- refusals ---
 
 
