@@ -157,7 +157,7 @@ class Pretraining(Config):
     learning_rate: float = Field(2e-4, gt=0)
     final_learning_rate: float = Field(1e-5, ge=0)
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the tokens over which the rate rises")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: float = Field(0.1, ge=0, description="on matrices only: no bias, gain or state decays")
     gradient_clip: float = Field(1.0, gt=0)
     validations: int = Field(

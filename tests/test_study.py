@@ -126,6 +126,7 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "valid integer"),
         ({"labels": {"given": 3}}, "`labels.given`", "valid string"),
         ({"statistics": {"level": 1}}, "`statistics.level`", "less than 1"),
+        ({"pretraining": {"betas": [0.9, 1.5]}}, "`pretraining.betas.1`", "less than 1"),
         ({"pretraining": {"rope": {"theta": 1}}}, "`pretraining.rope.theta`", "greater than 1"),
         ({"pretraining": {"rope": {"factor": 0.5}}}, "`pretraining.rope.factor`", "greater than or equal to 1"),
         ({"pretraining": {"rope": {"scaling": "dynamic"}}}, "`pretraining.rope.scaling`", "'linear' or 'yarn'"),

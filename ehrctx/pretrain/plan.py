@@ -8,6 +8,7 @@ steps of each model instead (`measure`).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.models.ops.selective_scan import backend_for
 from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.pretrain.flop import flop_per_token, layers_and_width, matmul_rate
-from ehrctx.pretrain.measure import measure
+from ehrctx.pretrain.measure import PATIENCE, measure
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
@@ -145,10 +146,14 @@ def _checked(row: ModelPlan, vocabulary: int, settings: Pretraining, device: str
 
 
 def _measured(row: ModelPlan, vocabulary: int, settings: Pretraining, device: str, available: float) -> ModelPlan:
-    """The row as measured. What could not fit by far (twice the memory) is not tried."""
+    """The row as measured. What cannot fit is not tried, nor what would take minutes for a step: it stays estimated."""
     assert row.memory_gib is not None
-    if row.memory_gib > 2 * available:
+    assert row.seconds is not None
+    batch = max(min(settings.batch_tokens, settings.tokens_per_step), ModelId.parse(row.model).context)
+    step_seconds = row.seconds * settings.devices / row.tokens * batch
+    if row.memory_gib > available or step_seconds > PATIENCE:
         return _checked(row, vocabulary, settings, device, available)
+    print(f"Measuring {row.model} …", file=sys.stderr, flush=True)
     found = measure(row.model, vocabulary, settings, device, available)
     if found.tokens_per_second is None:
         # more than there is, however little was estimated
@@ -199,9 +204,12 @@ def _duration(seconds: float) -> str:
 
 
 def _trust(found: dict[str, Any]) -> str:
-    steps = [row["measured_steps"] for row in found["models"] if row["measured_steps"]]
-    if steps:
-        return f"Measured over {min(steps)} steps of full windows per model; shorter windows are faster."
+    steps = [row["measured_steps"] for row in found["models"]]
+    if any(steps):
+        most = f"Measured over {min(filter(None, steps))} steps of full windows per model; shorter windows are faster."
+        return (
+            most if all(steps) else f"{most} Not measured, but estimated: what does not fit, or takes minutes a step."
+        )
     known = "right within a factor of two" if found["device"] == "cpu" else "not yet measured on any GPU"
     return f"Times are estimates, {known}; --measure takes some steps of each model."
 

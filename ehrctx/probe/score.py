@@ -151,6 +151,7 @@ def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
         rows.append(
             {"model": model}
             | {c: facts[c] for c in (*columns, "passes", "device")}
+            | {"earlier_tokens": facts.get("start", {}).get("earlier_tokens", 0)}
             | {"validation_loss": validation[1] if (validation := final_validation(facts)) else None}
         )
         identity = {"model": model, "arch": facts["arch"], "context": facts["context"]}

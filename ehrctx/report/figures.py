@@ -143,8 +143,8 @@ def _draw_task(axes: Axes, rows: pl.DataFrame, found: list[Family], score: str) 
 
 def _grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
     """A figure of `n` panels; the panels, and the grid with the unused ones switched off."""
-    columns = min(columns, max(1, n))
     lines = -(-max(1, n) // columns)
+    columns = -(-max(1, n) // lines)  # five panels are three and two, not four and one
     width = 12.4 if columns == 4 else max(_NARROWEST, 3.6 * columns)
     figure, grid = plt.subplots(
         lines, columns, figsize=(width, height * lines + 0.6), sharey=sharey, squeeze=False, layout="constrained"

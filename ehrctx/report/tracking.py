@@ -5,6 +5,7 @@ Only aggregates are logged: settings, losses, speeds, scores.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -80,12 +81,12 @@ def training_logger(
     from lightning.pytorch.loggers import MLFlowLogger  # imports torch, which scoring does without
 
     initialise(store, experiment)
-    begun = fingerprint(start) if start is not None and start.is_dir() else ""
+    begun = {"start": fingerprint(start)} if start is not None and start.is_dir() else {}
     unlearned = {*settings.without_effect(ModelId.parse(model)), "accelerator"}
-    learned = settings.model_dump_json(exclude=unlearned)
-    run_id = run_of(store, experiment, model, learned + begun)
+    learned = settings.model_dump(mode="json", exclude=unlearned)
+    run_id = run_of(store, experiment, model, json.dumps(learned | begun, sort_keys=True))
     logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
-    logger.log_hyperparams({"model": model, **settings.model_dump(exclude=unlearned)})
+    logger.log_hyperparams({"model": model, **learned, **begun})
     return logger
 
 

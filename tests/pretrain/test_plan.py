@@ -338,6 +338,15 @@ def test_a_measured_plan_takes_time_and_memory_from_the_measurement(at_the_repos
     module.refuse_what_does_not_fit(found | {"models": [first]})
 
 
+def test_what_would_take_minutes_a_step_is_not_measured(at_the_repository, monkeypatch):
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(module, "available_gib", lambda device: 1e6)
+    study = study_of(models=("llama-paper-16384",), pretraining={"accelerator": "cpu", "batch_tokens": 65_536})
+    found = plan(study, measured=True)
+    assert found["models"] == plan(study)["models"]
+    module.refuse_what_does_not_fit(found)
+
+
 def test_the_memory_of_this_machine_is_told():
     lines = Path("/proc/meminfo").read_text().splitlines()
     kilobytes = int(next(line for line in lines if line.startswith("MemTotal")).split()[1])

@@ -374,10 +374,10 @@ def test_models_and_their_curves_are_told(cohort, write_model, tmp_path):
     table, curves = model_tables([write_model(tmp_path / name, name, cohort.timelines) for name in names])
     assert table.columns == [
         "model", "arch", "context", "parameters", "tokens", "seconds", "tokens_per_second", "real_token_share",
-        "subjects", "passes", "device", "validation_loss",
+        "subjects", "passes", "device", "earlier_tokens", "validation_loss",
     ]  # fmt: skip
     assert table.rows() == [
-        (name, name.split("-")[0], context, 1, 2, 3.0, 4.0, 0.5, 7, 1.5, "cpu", 8.0)
+        (name, name.split("-")[0], context, 1, 2, 3.0, 4.0, 0.5, 7, 1.5, "cpu", 0, 8.0)
         for name, context in zip(names, (32, 16), strict=True)
     ]
     assert curves.columns == ["model", "arch", "context", "tokens", "loss"]

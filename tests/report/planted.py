@@ -36,7 +36,7 @@ def models_of(*names: str) -> pl.DataFrame:
             {
                 "model": name, "arch": identity.arch, "context": identity.context, "parameters": 800_000 + i,
                 "tokens": 12_000, "seconds": 3.5, "tokens_per_second": 3_400.0, "real_token_share": 0.987,
-                "subjects": "77", "passes": 2.0, "device": "cpu", "validation_loss": 4.5 + i / 100,
+                "subjects": "77", "passes": 2.0, "earlier_tokens": 0, "device": "cpu", "validation_loss": 4.5 + i / 100,
             }
         )  # fmt: skip
     return pl.DataFrame(rows)
