@@ -109,7 +109,7 @@ def export(model_folder: Path, out: Path, timelines: Path | None = None, minimum
         require_same_input(model_folder, MODEL, "timelines", timelines)
         inputs["timelines"] = timelines
     names = ("arch", "size", "context", "parameters", "hidden_size", "tokens", "validation", "best", "weights")
-    facts = {name: trained[name] for name in names}
+    facts = {name: trained[name] for name in names if name in trained}  # older models do not tell all
     facts["earlier_tokens"] = trained.get("start", {}).get("earlier_tokens", 0)
     choices = settings | {"timelines": manifest["inputs"]["timelines"], "minimum_count": minimum_count}
     with new_artifact(out, KIND, choices, inputs, facts) as folder:
