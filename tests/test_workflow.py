@@ -28,7 +28,7 @@ TABLES = {
     "n_subjects,n_positive_subjects",
     "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note",
     "models": "model,arch,context,parameters,tokens,seconds,tokens_per_second,real_token_share,subjects,passes,device,"
-    "validation_loss",
+    "earlier_tokens,validation_loss",
     "curves": "model,arch,context,tokens,loss",
     "strata": "task,model,head,property,stratum,score,value,lower,upper,n,n_positive,n_subjects,n_positive_subjects",
     "perplexity": "model,position_from,position_to,kind,median,lower,upper,n,n_subjects",
