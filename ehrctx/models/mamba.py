@@ -6,6 +6,7 @@ parameters under the same names, so checkpoints load either way; tests prove equ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,12 +46,14 @@ class ScanMixer(nn.Module):
         return self.out_proj(y.to(gate.dtype) * F.silu(gate))
 
 
-def use_our_operators(network: MambaForCausalLM) -> MambaForCausalLM:
-    """Replaces every mixer and norm by ours, in place; the parameters are the same objects."""
-    backbone: Any = network.backbone
-    for block in backbone.layers:
-        block.mixer, block.norm = ScanMixer(block.mixer), RMSNorm(block.norm)
-    backbone.norm_f = RMSNorm(backbone.norm_f)
+def use_our_operators(network: Any, mixer: Callable[[Any], nn.Module] = ScanMixer) -> Any:
+    """Replaces every mixer (by `mixer` of it) and norm by ours, in place; the parameters are the same objects.
+
+    `network` is a MambaForCausalLM, or, with a mixer of its own, a Mamba2ForCausalLM; it is returned.
+    """
+    for block in network.backbone.layers:
+        block.mixer, block.norm = mixer(block.mixer), RMSNorm(block.norm)
+    network.backbone.norm_f = RMSNorm(network.backbone.norm_f)
     return network
 
 

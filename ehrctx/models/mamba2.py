@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
-from ehrctx.models.ops.rms_norm import RMSNorm, rms_norm
+from ehrctx.models import mamba
+from ehrctx.models.ops.rms_norm import rms_norm
 from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
 from ehrctx.models.ops.state_space_duality import ssd_scan
 
@@ -66,11 +67,8 @@ class DualMixer(nn.Module):
 
 
 def use_our_operators(network: Mamba2ForCausalLM) -> Mamba2ForCausalLM:
-    """Replaces every mixer and norm by ours, in place; the parameters are the same objects."""
-    backbone: Any = network.backbone
-    for block in backbone.layers:
-        block.mixer, block.norm = DualMixer(block.mixer), RMSNorm(block.norm)
-    backbone.norm_f = RMSNorm(backbone.norm_f)
+    """Replaces every mixer and norm by ours, in place, as in Mamba; returns the network."""
+    mamba.use_our_operators(network, DualMixer)
     return network
 
 

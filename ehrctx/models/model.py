@@ -100,10 +100,14 @@ class TimelineModel(nn.Module):
         return token_losses(states, self.network.get_output_embeddings().weight, tokens[rows, positions])
 
 
+def _with_our_operators(network: PreTrainedModel) -> TimelineModel:
+    kind = network.config.model_type
+    return TimelineModel(OURS[kind](network) if kind in OURS else network)
+
+
 def model_of(config: PretrainedConfig) -> TimelineModel:
     """A model of this config, with our operators in the place of transformers'; its weights are drawn."""
-    network = CLASSES[config.model_type](config)
-    return TimelineModel(OURS[config.model_type](network) if config.model_type in OURS else network)
+    return _with_our_operators(CLASSES[config.model_type](config))
 
 
 def build_model(model: ModelId, vocabulary_size: int, seed: int, rope: Rope | None = None) -> TimelineModel:
@@ -148,4 +152,4 @@ def load_model(folder: Path) -> TimelineModel:
         raise InputError(f"{folder}/config.json: no model type {kind!r} here; known: {', '.join(CLASSES)}.")
     with _quiet_transformers():
         network = CLASSES[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    return TimelineModel(OURS[kind](network) if kind in OURS else network)
+    return _with_our_operators(network)

@@ -17,16 +17,18 @@ import numpy as np
 from ehrctx.study import Pretraining
 from ehrctx.timelines.windows import Windows, batches_by_budget, pad
 
+Batch = tuple[np.ndarray, np.ndarray]  # padded tokens int64[n, length], their lengths int64[n]
+
 # Streams of random numbers drawn from one seed.
 _SUBJECTS, _STARTS, _ORDER = range(3)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step and its padded batches (tokens int64[n, length], lengths int64[n])."""
+    """One optimizer step and its padded batches."""
 
     index: int
-    batches: list[tuple[np.ndarray, np.ndarray]]
+    batches: list[Batch]
 
     @property
     def tokens(self) -> int:
@@ -117,7 +119,7 @@ class TrainingBatches:
         return int(seen.sum()), windows / len(self.subjects)
 
 
-def validation_batches(windows: Windows, subjects: np.ndarray, budget: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def validation_batches(windows: Windows, subjects: np.ndarray, budget: int) -> Iterator[Batch]:
     """Padded batches that hold every token of `subjects` exactly once (besides [BOS] and the static prefix)."""
     which, starts = windows.consecutive(subjects)
     room = windows.room(which)

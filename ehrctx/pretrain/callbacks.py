@@ -50,12 +50,12 @@ class Keep(Callback):
 
     def __init__(self, folder: Path, write: Write) -> None:
         self.folder, self.write = folder, write
-        self.tokens: int | None = None
+        self.tokens = 0  # at the step before
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         assert isinstance(module, PretrainingModule)
         progress, every = module.progress, module.settings.keep_every_tokens
-        before, self.tokens = self.tokens or 0, progress["tokens"]
+        before, self.tokens = self.tokens, progress["tokens"]
         names = []
         if every is not None and progress["tokens"] // every > before // every:
             names.append(kept(progress["tokens"] // every * every))

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel
+from ehrctx.pretrain.batches import Batch
 from ehrctx.study import Pretraining
-
-Batch = tuple[np.ndarray, np.ndarray]  # tokens int64[n, length], lengths int64[n]
 
 
 def processes(settings: Pretraining) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ehrctx.pretrain.distribution import Batch
+from ehrctx.pretrain.batches import Batch
 
 REMEMBERED = 50  # steps
 FEWEST = 20  # steps before a leap can be told from noise

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ehrctx.models.mamba import choose_scan
+from ehrctx.errors import InputError
 from ehrctx.models.model import build_model
 from ehrctx.pretrain.callbacks import peak_memory_gib
-from ehrctx.pretrain.module import optimizer_of
+from ehrctx.pretrain.module import optimizer_of, use_scan
 from ehrctx.study import ModelId, Pretraining
 
 STEPS = 20
@@ -49,7 +49,10 @@ DOES_NOT_FIT = Measurement(0, None, None)
 def measure(
     model: str, vocabulary: int, settings: Pretraining, device: str, limit_gib: float, patience: float = PATIENCE
 ) -> Measurement:
-    """Measures `model` in a new process that may hold `limit_gib` (on a GPU: what the GPU has)."""
+    """Measures `model` in a new process that may hold `limit_gib` (on a GPU: what the GPU has).
+
+    Raises InputError where a setting cannot be trained with here, RuntimeError where the process fails otherwise.
+    """
     asked = {"model": model, "vocabulary": vocabulary, "settings": settings.model_dump(mode="json")}
     asked |= {"device": device, "limit_gib": limit_gib, "patience": patience}
     done = subprocess.run(
@@ -57,6 +60,8 @@ def measure(
     )
     if done.returncode == -9:  # the system's last resort when memory runs out
         return DOES_NOT_FIT
+    if done.returncode == 2:
+        raise InputError(done.stderr.splitlines()[-1])
     if done.returncode != 0:
         raise RuntimeError(f"measuring {model} failed:\n{done.stderr}")
     return Measurement(**json.loads(done.stdout.splitlines()[-1]))
@@ -67,8 +72,7 @@ def measure_here(model: str, vocabulary: int, settings: Pretraining, device: str
     torch.set_num_threads(settings.threads)
     identity = ModelId.parse(model)
     network = build_model(identity, vocabulary, seed=0, rope=settings.rope).to(device)
-    if identity.arch == "mamba" and settings.scan != "auto":
-        choose_scan(network, settings.scan, torch.device(device))
+    use_scan(network, settings.scan, device)
     if settings.compile:
         network.network.base_model.compile(dynamic=True)
     optimizer = optimizer_of(network, settings)
@@ -103,6 +107,9 @@ def _main() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         found = measure_here(settings=settings, **asked)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except (MemoryError, torch.OutOfMemoryError):
         found = DOES_NOT_FIT
     except RuntimeError as error:  # torch's allocator on the CPU has no type of its own

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ehrctx.errors import InputError
+from ehrctx.models.mamba import choose_scan
 from ehrctx.models.model import TimelineModel
-from ehrctx.pretrain.batches import Step, TrainingBatches, validation_batches
-from ehrctx.pretrain.distribution import Batch, shard, shares, whole_weights
+from ehrctx.pretrain.batches import Batch, Step, TrainingBatches, validation_batches
+from ehrctx.pretrain.distribution import shard, shares, whole_weights
 from ehrctx.pretrain.guard import is_spike, remember, suspect
 from ehrctx.pretrain.schedule import learning_rate
 from ehrctx.study import Pretraining
@@ -54,6 +55,16 @@ def optimizer_of(model: nn.Module, settings: Pretraining) -> torch.optim.Optimiz
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+
+
+def use_scan(model: TimelineModel, scan: str, device: str) -> None:
+    """Lets a Mamba scan as `pretraining.scan` says; no other model has one. Raises InputError where that cannot be."""
+    if scan == "auto" or model.network.config.model_type != "mamba":
+        return
+    try:
+        choose_scan(model, scan, torch.device(device))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"pretraining.scan: {error}. Leave it at 'auto', or choose another.") from None
 
 
 class PretrainingModule(LightningModule):

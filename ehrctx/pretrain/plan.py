@@ -149,7 +149,7 @@ def _measured(row: ModelPlan, vocabulary: int, settings: Pretraining, device: st
     """The row as measured. What cannot fit is not tried, nor what would take minutes for a step: it stays estimated."""
     assert row.memory_gib is not None
     assert row.seconds is not None
-    batch = max(min(settings.batch_tokens, settings.tokens_per_step), ModelId.parse(row.model).context)
+    batch = row.windows_per_batch * ModelId.parse(row.model).context
     step_seconds = row.seconds * settings.devices / row.tokens * batch
     if row.memory_gib > available or step_seconds > PATIENCE:
         return _checked(row, vocabulary, settings, device, available)

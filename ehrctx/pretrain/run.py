@@ -24,12 +24,11 @@ from torch import Tensor
 
 from ehrctx.artifacts import exclusive, fingerprint, new_artifact, new_file
 from ehrctx.errors import InputError
-from ehrctx.models.mamba import choose_scan
-from ehrctx.models.model import TimelineModel, load_model, model_of, save_model
+from ehrctx.models.model import load_model, model_of, save_model
 from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.callbacks import BEST, CHECKPOINT, Checkpoint, Keep, Progress, Telemetry, Validation, kept
 from ehrctx.pretrain.distribution import is_first_process, processes, trainer_arguments
-from ehrctx.pretrain.module import PretrainingModule
+from ehrctx.pretrain.module import PretrainingModule, use_scan
 from ehrctx.pretrain.start import first_weights
 from ehrctx.pretrain.trained import KIND
 from ehrctx.study import ModelId, Pretraining
@@ -95,13 +94,6 @@ class _Claim(Callback):
             partial.write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
 
 
-def _use_scan(model: TimelineModel, scan: str, accelerator: str) -> None:
-    try:
-        choose_scan(model, scan, torch.device(accelerator))
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"pretraining.scan: {error}. Leave it at 'auto', or choose another.") from None
-
-
 def _facts(model_id: ModelId, module: PretrainingModule, accelerator: str) -> dict[str, Any]:
     progress = module.progress
     subjects, passes = module.batches.coverage(progress["steps"])
@@ -143,6 +135,7 @@ def pretrain(
     tokens_per_second, real_token_share, subjects, passes, validation and best ([tokens, loss]), loss_spikes
     ([step, loss]), and `start` (see `first_weights`) if given. Several processes may call it together (see
     `distribution`); the first one writes.
+    Raises InputError for settings, a start or a store that cannot be trained with, and for a loss that ends it.
     """
     try:
         model_id = ModelId.parse(model_name)
@@ -190,8 +183,7 @@ def pretrain(
     first = is_first_process()
     with exclusive(lock, f"training {model_name} in {checkpoints}") if first else nullcontext():
         checkpoints.mkdir(parents=True, exist_ok=True)
-        if model_id.arch == "mamba" and settings.scan != "auto":
-            _use_scan(model, settings.scan, accelerator)
+        use_scan(model, settings.scan, accelerator)
         batches = TrainingBatches(windows, train, settings, settings.seed)
         module = PretrainingModule(model, batches, tuning, settings)
         every_steps = max(1, batches.n_steps // LOGGED_STEPS)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from ehrctx.errors import InputError
 from ehrctx.pretrain.measure import DOES_NOT_FIT, FEWEST, STEPS, measure, measure_here
 from ehrctx.pretrain.plan import ACTIVATIONS
 from ehrctx.study import Pretraining
@@ -19,6 +22,12 @@ def test_twenty_steps_of_a_model_are_timed():
     assert found.fits
     # half of the steps at least took the median or longer, and all within the time that passed
     assert found.tokens_per_second > STEPS / 2 * 512 / seconds
+
+
+def test_a_scan_that_this_machine_has_not_is_one_sentence():
+    triton = SETTINGS.model_copy(update={"scan": "triton"})
+    with pytest.raises(InputError, match=r"^pretraining\.scan: .*Leave it at 'auto', or choose another\.$"):
+        measure("mamba-tiny-64", 100, triton, "cpu", limit_gib=4.0)
 
 
 def test_who_has_no_patience_gets_fewer_steps():
