@@ -24,7 +24,7 @@ smoke: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/smoke.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+# Tests run side by side: each process of theirs, and of what they start, computes on one core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import polars as pl
 import pytest

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -31,47 +31,56 @@ PLAN = Pretraining(
     tokens=1_200, tokens_per_step=200, batch_tokens=120, validations=3, checkpoint_seconds=0, threads=1,
     accelerator="cpu", learning_rate=1e-3,
 )  # fmt: skip
-SCRIPT = """
-    import os, signal, sys
-    from pathlib import Path
-    from lightning import Callback
-    from ehrctx.pretrain.run import pretrain
-    from ehrctx.study import Pretraining
-
-    class Die(Callback):
-        def on_before_optimizer_step(self, trainer, module, *_):
-            if module.progress["steps"] == {die_at}:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    plan = Pretraining.model_validate_json({plan!r})
-    for name in {names!r}:
-        pretrain(Path({timelines!r}), name, plan, Path({out!r}) / name, Path({out!r}) / "checkpoints" / name,
-                 callbacks=[Die()])
-"""
 
 
-def together(names: list[str], plan: Pretraining, timelines: Path, out: Path, die_at: int = -1) -> list[int]:
-    """Trains with two processes, as torchrun starts them; their exit codes."""
-    script = SCRIPT.format(
-        plan=plan.model_dump_json(), names=names, timelines=str(timelines), out=str(out), die_at=die_at
-    )
-    port = 20_000 + os.getpid() % 20_000
+class Die(Callback):
+    """Kills its process before a step's update, as the system would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_before_optimizer_step(self, trainer, module, *_):
+        if module.progress["steps"] == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(environment: dict[str, str], names: list[str], plan: Pretraining, timelines: Path, out: Path, die_at: int):
+    """One process of several."""
+    os.environ.update(environment)
+    for name in names:
+        pretrain(timelines, name, plan, out / name, out / "checkpoints" / name, callbacks=[Die(die_at)])
+
+
+@pytest.fixture(scope="module")
+def together(small_timelines):
+    """A function that trains with two processes, in the environment that torchrun gives them, and returns exit codes.
+
+    Both are forked from a process that has imported everything: the imports take longer than the trainings.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ehrctx.pretrain.run"])
     shared = {
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": f"{port}", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": f"{20_000 + os.getpid() % 20_000}", "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            env={**os.environ, **shared, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1].decode()[-3_000:] for process in started]
-    codes = [process.returncode for process in started]
-    assert codes == [0, 0] or die_at >= 0, "\n".join(errors)
-    return codes
+
+    def train(names: list[str], plan: Pretraining, out: Path, die_at: int = -1) -> list[int]:
+        started = [
+            context.Process(
+                target=_train,
+                args=(shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}, names, plan, small_timelines, out, die_at),
+            )
+            for rank in range(2)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(timeout=240)
+        codes = [process.exitcode for process in started]
+        assert codes == [0, 0] or die_at >= 0
+        return codes
+
+    return train
 
 
 class Stop(BaseException):
@@ -112,11 +121,11 @@ def alone(small_timelines, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def shared(request, small_timelines, tmp_path_factory) -> tuple[Pretraining, Path]:
+def shared(request, together, tmp_path_factory) -> tuple[Pretraining, Path]:
     """The same, by two processes."""
     plan = PLAN.model_copy(update={"strategy": request.param})
     out = tmp_path_factory.mktemp(request.param)
-    together([f"{arch}-tiny-32" for arch in ARCHITECTURES], plan, small_timelines, out)
+    together([f"{arch}-tiny-32" for arch in ARCHITECTURES], plan, out)
     return plan, out
 
 
@@ -131,15 +140,15 @@ def test_two_processes_learn_what_one_learns(alone, shared, arch):
 
 
 @pytest.mark.parametrize("shared", ["fsdp"], indirect=True)
-def test_killed_and_resumed_by_two_processes(shared, small_timelines, tmp_path):
+def test_killed_and_resumed_by_two_processes(shared, together, small_timelines, tmp_path):
     """FSDP, whose checkpoints are gathered from all processes and spread over them again."""
     plan, whole = shared
-    codes = together(["mamba-tiny-32"], plan, small_timelines, tmp_path, die_at=4)
+    codes = together(["mamba-tiny-32"], plan, tmp_path, die_at=4)
     assert -signal.SIGKILL in codes
     assert (tmp_path / "checkpoints/mamba-tiny-32" / CHECKPOINT).is_file()
     assert not (tmp_path / "mamba-tiny-32").exists()
     alone = shutil.copytree(tmp_path, tmp_path.with_name("alone"))
-    together(["mamba-tiny-32"], plan, small_timelines, tmp_path)
+    together(["mamba-tiny-32"], plan, tmp_path)
     files = [folder / "mamba-tiny-32/model.safetensors" for folder in (whole, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
     # one process goes on from what two have left
@@ -153,7 +162,7 @@ def test_killed_and_resumed_by_two_processes(shared, small_timelines, tmp_path):
 
 
 @pytest.mark.parametrize("shared", ["fsdp"], indirect=True)
-def test_two_processes_go_on_from_what_one_has_left(shared, small_timelines, tmp_path):
+def test_two_processes_go_on_from_what_one_has_left(shared, together, small_timelines, tmp_path):
     """The moments of every weight go to that weight, though FSDP numbers weights in another order."""
     plan, whole = shared
     with pytest.raises(Stop):
@@ -161,7 +170,7 @@ def test_two_processes_go_on_from_what_one_has_left(shared, small_timelines, tmp
             small_timelines, "llama-tiny-32", plan, tmp_path / "llama-tiny-32", tmp_path / "checkpoints/llama-tiny-32",
             callbacks=[Steps(stop=3)],
         )  # fmt: skip
-    together(["llama-tiny-32"], plan, small_timelines, tmp_path)
+    together(["llama-tiny-32"], plan, tmp_path)
     assert_alike(whole / "llama-tiny-32", tmp_path / "llama-tiny-32")
 
 
