@@ -24,9 +24,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 from ehrctx.errors import InputError
 from ehrctx.models import gpt, hyena, llama, mamba, mamba2
+from ehrctx.models.ops.linear import use_our_linear
 from ehrctx.models.ops.token_loss import token_loss, token_losses
 from ehrctx.study import ModelId, Rope
 from ehrctx.timelines.spec import BOS, EOS
@@ -100,9 +102,15 @@ class TimelineModel(nn.Module):
         return token_losses(states, self.network.get_output_embeddings().weight, tokens[rows, positions])
 
 
+def _timeline_model(network: PreTrainedModel) -> TimelineModel:
+    """Around a network that has all of our operators but the linear layers, which are the same for all."""
+    use_our_linear(network.base_model, (nn.Linear, Conv1D, hyena.ResidualLinear))
+    return TimelineModel(network)
+
+
 def _with_our_operators(network: PreTrainedModel) -> TimelineModel:
     kind = network.config.model_type
-    return TimelineModel(OURS[kind](network) if kind in OURS else network)
+    return _timeline_model(OURS[kind](network) if kind in OURS else network)
 
 
 def model_of(config: PretrainedConfig) -> TimelineModel:
@@ -118,7 +126,7 @@ def build_model(model: ModelId, vocabulary_size: int, seed: int, rope: Rope | No
     positions = {"rope": rope or Rope()} if model.arch == "llama" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TimelineModel(BUILDERS[model.arch](model.size, vocabulary_size, model.context, SPECIAL, **positions))
+        return _timeline_model(BUILDERS[model.arch](model.size, vocabulary_size, model.context, SPECIAL, **positions))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ehrctx.models.model import TimelineModel
+from ehrctx.models.ops.linear import onednn_products
 from ehrctx.models.ops.state_space_duality import CHUNK
 
 
@@ -56,7 +57,8 @@ def matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _matmul_rate(device, seconds)
+        with onednn_products():
+            return _matmul_rate(device, seconds)
     finally:
         torch.set_num_threads(before)
 

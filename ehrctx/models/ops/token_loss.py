@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ehrctx.models.ops.linear import onednn_products
+
 CHUNK = 1024  # positions, at most
 _CELLS = 2**24  # logits held at a time: 64 MiB
 
@@ -19,6 +21,7 @@ def chunk_of(vocabulary: int) -> int:
 
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
+    @onednn_products()
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         wants = any(ctx.needs_input_grad[:2])
@@ -62,6 +65,7 @@ def token_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@onednn_products()
 def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The cross-entropy (nats) of each of `targets` int64[n] under `states` [n, D] @ `weight` [V, D]ᵀ; float32[n]."""
     out = torch.empty(len(targets), dtype=torch.float32, device=states.device)
