@@ -408,31 +408,52 @@ def validate(model: type[C], values: Any, source: str) -> C:
         raise InputError(f"{source}: {'; '.join(dict.fromkeys(found))}") from None
 
 
-def load(model: type[C], path: Path) -> C:
-    """The YAML file at `path` as a `model`."""
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, as YAML itself does; PyYAML would take the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # not `construct_mapping`: what `<<` merges may by then stand among a mapping's own keys
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if known := first.get((key.tag, key.value)):
+                    problem = f"the key `{key.value}` is given twice, first in line {known}"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                first[key.tag, key.value] = key.start_mark.line + 1
+        return node
+
+
+def _parsed(text: str, source: str) -> Any:
+    """What YAML or JSON text says."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        raise InputError(f"{source}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """What the YAML file at `path` says, unchecked."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
-    return validate(model, values, str(path))
+    return _parsed(text, str(path))
+
+
+def load(model: type[C], path: Path) -> C:
+    """The YAML file at `path` as a `model`."""
+    return validate(model, read_yaml(path), str(path))
 
 
 def settings(model: type[C], text: str | None, option: str = "--settings") -> C:
     """A section given on the command line as YAML or JSON text, `'{tokens: 2_000_000}'`; the defaults for None."""
-    if text is None:
-        return model()
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{option}: not valid YAML or JSON ({getattr(error, 'problem', error)}).") from None
-    return validate(model, values, option)
+    return model() if text is None else validate(model, _parsed(text, option), option)
 
 
 def find(name_or_path: str, folder: Path, what: str) -> Path:

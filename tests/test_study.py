@@ -212,6 +212,34 @@ def test_file_that_is_not_yaml_names_the_line(tmp_path):
         load(Study, file)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("name: demo\nmodels: [gpt-tiny-64]\nname: other\n", 3, "name", 1),
+        ("name: demo\n'name': other\n", 2, "name", 1),
+        ("pretraining:\n  seed: 1\n  rope: {theta: 2, theta: 3}\n", 3, "theta", 3),
+        ("name: demo\nprobe:\n  seed: 1\n\n  seed: 1\n", 5, "seed", 3),
+        ("start_from: {gpt-tiny-64: a,\n  gpt-tiny-64: b}\n", 2, "gpt-tiny-64", 1),
+    ],
+)
+def test_a_key_given_twice_is_refused_by_name_and_line(tmp_path, text, line, key, first):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load(Study, file)
+    said = f"{file}, line {line}: not valid YAML (the key `{key}` is given twice, first in line {first})."
+    assert str(caught.value) == said
+
+
+def test_keys_of_an_anchor_may_be_given_again(tmp_path):
+    """A merge (`<<`) is YAML's own way to give a key again, also where what is merged was merged before."""
+    file = tmp_path / "study.yaml"
+    shared = "labels: &a {seed: 1}\nprobe: &b {<<: *a, seed: 2}\nstatistics: {<<: *b, seed: 3}\nprivacy: {}\n"
+    file.write_text(yaml.safe_dump(MINIMAL) + shared)
+    study = load(Study, file)
+    assert (study.labels.seed, study.probe.seed, study.statistics.seed) == (1, 2, 3)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
 def test_file_without_keys(tmp_path, text):
     file = tmp_path / "study.yaml"
@@ -239,6 +267,10 @@ def test_settings_from_the_command_line():
         settings(Pretraining, "{tokns: 1}")
     with pytest.raises(InputError, match="--settings: not valid YAML"):
         settings(Pretraining, "{tokens: [")
+    with pytest.raises(
+        InputError, match=r"--settings: not valid YAML \(the key `seed` is given twice, first in line 1\)"
+    ):
+        settings(Pretraining, '{"seed": 1, "seed": 2}')
 
 
 def test_a_section_is_json_of_that_section_alone(tmp_path):

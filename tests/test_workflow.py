@@ -217,6 +217,17 @@ def test_an_unknown_key_stops_before_any_job(repository, tmp_path):
     assert not (folder / "results").exists()
 
 
+def test_a_key_given_twice_stops_before_any_job(repository, tmp_path):
+    """Snakemake reads the file itself, and takes the last of two."""
+    folder = clone(repository, tmp_path / "clone")
+    text = (repository / "pipelines/studies/smoke.yaml").read_text()
+    (folder / "own.yaml").write_text(f"{text}tasks: [guo_los]\n")
+    run = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
+    assert run.returncode != 0
+    assert re.search(r"own\.yaml, line \d+: not valid YAML \(the key `tasks` is given twice", run.stdout + run.stderr)
+    assert not (folder / "results").exists()
+
+
 STAGES = {"check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe_counts", "properties"}
 STAGES |= {"perplexity", "robustness", "score", "report", "notebook", "tracking_store", "all"}
 
