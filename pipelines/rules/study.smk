@@ -8,6 +8,7 @@ from shlex import quote
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
+from ehrctx.pretrain.trained import check_starts
 from ehrctx.study import ModelId, Study, read_yaml, validate
 from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.given import label_files
@@ -25,6 +26,7 @@ try:
     for file in workflow.configfiles:
         read_yaml(file)  # refuses a key given twice, of which Snakemake took the last one
     STUDY = validate(Study, config, "study")
+    check_starts(STUDY)
     PROFILE = str(find_profile(STUDY.profile))
     TOKENIZER = str(find_spec(STUDY.tokenizer))
     TASKS = [load_definition(task) for task in STUDY.tasks]
