@@ -310,8 +310,21 @@ class Study(Config):
                 raise ValueError(f"`{key}` names {max(names, key=names.count)!r} twice")
         for model in self.models:
             self.pretraining.check_context(ModelId.parse(model))
+        self._check_stride()
         self._check_starts()
         return self
+
+    def _check_stride(self) -> None:
+        """What a static prefix takes of a window, only the timelines tell: `ehrctx perplexity` checks that."""
+        stride = self.perplexity.stride or 0
+        windows = {model: self.perplexity.window or ModelId.parse(model).context for model in self.models}
+        short = {model: window for model, window in windows.items() if window <= stride}
+        if short:
+            raise ValueError(
+                f"`perplexity.stride` is {stride:,}, more than a window of "
+                f"{', '.join(f'{model} ({window:,} tokens)' for model, window in short.items())} holds; "
+                f"use less than {min(short.values()):,}"
+            )
 
     def _check_starts(self) -> None:
         for model, start in self.start_from.items():

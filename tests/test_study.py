@@ -309,6 +309,36 @@ def test_a_context_that_is_too_short_to_be_divided_is_refused_for_llama_alone(re
     Study.model_validate(MINIMAL | {"models": ["gpt-tiny-64", "llama-tiny-80"], "pretraining": {"rope": rope}})
 
 
+@pytest.mark.parametrize(
+    ("perplexity", "words"),
+    [
+        (
+            {"stride": 128},
+            "`perplexity.stride` is 128, more than a window of gpt-tiny-64 (64 tokens), hyena-tiny-128 (128 tokens) "
+            "holds; use less than 64",
+        ),
+        (
+            {"stride": 64},
+            "`perplexity.stride` is 64, more than a window of gpt-tiny-64 (64 tokens) holds; use less than 64",
+        ),
+        (
+            {"stride": 32, "window": 32},
+            "`perplexity.stride` is 32, more than a window of gpt-tiny-64 (32 tokens), hyena-tiny-128 (32 tokens), "
+            "mamba-tiny-256 (32 tokens) holds; use less than 32",
+        ),
+    ],
+)
+def test_a_stride_as_long_as_a_window_is_refused(refused, perplexity, words):
+    models = ["gpt-tiny-64", "hyena-tiny-128", "mamba-tiny-256"]
+    assert refused(models=models, perplexity=perplexity).endswith(words)
+
+
+def test_a_stride_below_every_window_is_taken():
+    for perplexity in ({"stride": 63}, {"stride": 8, "window": 9}, {"window": 8}):
+        study = Study.model_validate(MINIMAL | {"models": ["gpt-tiny-64"], "perplexity": perplexity})
+        assert study.perplexity.stride == perplexity.get("stride")
+
+
 def test_a_model_is_handed_no_key_that_another_architecture_alone_reads():
     for arch, unread in {"llama": {"scan"}, "mamba": {"rope"}, "gpt": {"rope", "scan"}}.items():
         found = Pretraining().without_effect(ModelId.parse(f"{arch}-tiny-64"))
