@@ -74,11 +74,16 @@ def test_data_may_take_the_place_of_simulate(tmp_path):
         ({"perplexity": {"bin_per_octave": 2}}, "`perplexity.bin_per_octave`", "'bins_per_octave'"),
         ({"pretraining": {"rope": {"thta": 1e4}}}, "`pretraining.rope.thta`", "'theta'"),
         ({"perplexty": {"stride": 32}}, "`perplexty`", "'perplexity'"),
+        ({"Statistics": {"level": 0.9}}, "`Statistics`", "'statistics'"),
+        ({"pretraining": {"Batch_tokens": 5}}, "`pretraining.Batch_tokens`", "'batch_tokens'"),
+        ({"pretraining": {"batch-tokens": 8}}, "`pretraining.batch-tokens`", "'batch_tokens'"),
+        ({"splits": {"hash": [0.5, 0.2, 0.3], "sed": 1}}, "`splits.sed`", "'seed'"),
     ],
 )
 def test_unknown_key_names_the_nearest_right_one(refused, changes, wrong, right):
     sentence = refused(**changes)
     assert f"unknown key {wrong}; did you mean {right}?" in sentence
+    assert "expected 'given'" not in sentence
 
 
 def test_unknown_key_that_resembles_nothing_lists_the_known_ones(refused):
@@ -123,10 +128,28 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"probe": {"boosting": {"rounds": 0}}}, "`probe.boosting.rounds`", "greater than or equal to 1"),
         ({"perplexity": {"stride": 0}}, "`perplexity.stride`", "greater than or equal to 1"),
         ({"perplexity": {"window": 7}}, "`perplexity.window`", "greater than or equal to 8"),
-        ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "valid integer"),
-        ({"labels": {"given": 3}}, "`labels.given`", "valid string"),
+        ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "expected a whole number, found 'all'"),
+        ({"perplexity": {"stride": 8.5}}, "`perplexity.stride`", "expected a whole number, found 8.5"),
+        ({"labels": {"given": 3}}, "`labels.given`", "expected text, found 3"),
+        ({"labels": None}, "`labels`", "expected keys and values, as in {key: value}, found nothing"),
+        ({"models": "gpt-tiny-64"}, "`models`", "expected a list, as in [a, b], found 'gpt-tiny-64'"),
+        ({"start_from": ["x"]}, "`start_from`", "expected keys and values, as in {key: value}, found a list"),
+        ({"start_from": {"gpt-tiny-64": ["x"]}}, "`start_from.gpt-tiny-64`", "expected text, found a list"),
+        ({"start_from": {"gpt-tiny-64": None}}, "`start_from.gpt-tiny-64`", "expected text, found nothing"),
+        ({"start_from": {3: "x"}}, "`start_from.3`", "expected text, found 3"),
+        ({"pretraining": {3: 4}}, "`pretraining.3`", "expected text as a key, found 3"),
+        ({"pretraining": {"compile": "maybe"}}, "`pretraining.compile`", "expected true or false, found 'maybe'"),
+        ({"pretraining": {"rope": 3}}, "`pretraining.rope`", "expected keys and values, as in {key: value}, found 3"),
+        ({"pretraining": {"rope": {"factor": "abc"}}}, "`pretraining.rope.factor`", "expected a number, found 'abc'"),
+        ({"pretraining": {"rope": {"factor": {"s": 4}}}}, "`pretraining.rope.factor`", "found keys and values"),
+        ({"pretraining": {"rope": {"theta": [2]}}}, "`pretraining.rope.theta`", "expected a number, found a list"),
+        ({"splits": "hash"}, "`splits`", "expected 'given' or keys and values, as in {key: value}, found 'hash'"),
+        ({"splits": {"hash": 0.5}}, "`splits.hash`", "expected a list, as in [a, b], found 0.5"),
+        ({"splits": {"hash": [0.5, 0.2, "rest"]}}, "`splits.hash.2`", "expected a number, found 'rest'"),
+        ({"splits": {"hash": [0.5, 0.2, 0.2]}}, "`splits`", "must be positive and add up to 1"),
         ({"statistics": {"level": 1}}, "`statistics.level`", "less than 1"),
         ({"pretraining": {"betas": [0.9, 1.5]}}, "`pretraining.betas.1`", "less than 1"),
+        ({"pretraining": {"betas": [0.9, 0.9, 0.9]}}, "`pretraining.betas`", "expected at most 2 items, found a list"),
         ({"pretraining": {"rope": {"theta": 1}}}, "`pretraining.rope.theta`", "greater than 1"),
         ({"pretraining": {"rope": {"factor": 0.5}}}, "`pretraining.rope.factor`", "greater than or equal to 1"),
         ({"pretraining": {"rope": {"scaling": "dynamic"}}}, "`pretraining.rope.scaling`", "'linear' or 'yarn'"),
