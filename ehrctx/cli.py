@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ehrctx import __version__
 from ehrctx.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,13 +179,15 @@ def pretrain(
         if learned := sorted(given.keys() - set(Pretraining.RUNNING)):
             raise InputError(f"--running: `{learned[0]}` changes what is learned. Give it with --settings.")
         chosen = chosen.model_copy(update=given)
-    loggers = []
-    if tracking is not None and is_first_process():
-        from ehrctx.report.tracking import training_logger
 
-        loggers.append(training_logger(tracking, experiment, model, chosen, start))
+    def loggers() -> Iterator[Logger]:  # not yet: a call that is refused makes no run
+        if tracking is not None and is_first_process():
+            from ehrctx.report.tracking import training_logger
+
+            yield training_logger(tracking, experiment, model, chosen, start)
+
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
-    facts = run(timelines, model, chosen, out, folder, loggers, start=start)
+    facts = run(timelines, model, chosen, out, folder, loggers(), start=start)
     if is_first_process():
         _print(facts)
 

@@ -121,6 +121,26 @@ def test_context_longer_than_the_positions_of_gpt(run, cohort, tmp_path):
     assert not (tmp_path / "embeddings").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "hyna-tiny-64"], "did you mean 'hyena'?"),
+        (["--model", "gpt-tiny-64", "--timelines", "nowhere"], "nowhere is not a finished timelines folder"),
+        (["--model", "gpt-tiny-64", "--from", "nowhere"], "--from: no such folder: nowhere"),
+        (["--model", "mamba-tiny-64", "--settings", "{scan: triton, accelerator: cpu}"], "pretraining.scan"),
+        (["--model", "gpt-tiny-64", "--settings", "{batch_tokens: 0}"], "`batch_tokens`"),
+    ],
+)
+def test_a_training_that_is_refused_leaves_nothing_behind(run, cohort, tmp_path, words, said):
+    """No run in MLflow either, and no folder of checkpoints."""
+    where = ["--timelines", cohort.timelines, "--out", tmp_path / "model", "--tracking", tmp_path / "mlflow.db"]
+    code, out, error = run("pretrain", *where, *words)
+    assert (code, out) == (2, "")
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_valid_data_set_is_summarised(run, cohort, tmp_path):
     code, out, _ = run("check", cohort.events, "--out", tmp_path / "summary.json")
     assert code == 0

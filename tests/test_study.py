@@ -74,11 +74,16 @@ def test_data_may_take_the_place_of_simulate(tmp_path):
         ({"perplexity": {"bin_per_octave": 2}}, "`perplexity.bin_per_octave`", "'bins_per_octave'"),
         ({"pretraining": {"rope": {"thta": 1e4}}}, "`pretraining.rope.thta`", "'theta'"),
         ({"perplexty": {"stride": 32}}, "`perplexty`", "'perplexity'"),
+        ({"Statistics": {"level": 0.9}}, "`Statistics`", "'statistics'"),
+        ({"pretraining": {"Batch_tokens": 5}}, "`pretraining.Batch_tokens`", "'batch_tokens'"),
+        ({"pretraining": {"batch-tokens": 8}}, "`pretraining.batch-tokens`", "'batch_tokens'"),
+        ({"splits": {"hash": [0.5, 0.2, 0.3], "sed": 1}}, "`splits.sed`", "'seed'"),
     ],
 )
 def test_unknown_key_names_the_nearest_right_one(refused, changes, wrong, right):
     sentence = refused(**changes)
     assert f"unknown key {wrong}; did you mean {right}?" in sentence
+    assert "expected 'given'" not in sentence
 
 
 def test_unknown_key_that_resembles_nothing_lists_the_known_ones(refused):
@@ -123,10 +128,28 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"probe": {"boosting": {"rounds": 0}}}, "`probe.boosting.rounds`", "greater than or equal to 1"),
         ({"perplexity": {"stride": 0}}, "`perplexity.stride`", "greater than or equal to 1"),
         ({"perplexity": {"window": 7}}, "`perplexity.window`", "greater than or equal to 8"),
-        ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "valid integer"),
-        ({"labels": {"given": 3}}, "`labels.given`", "valid string"),
+        ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "expected a whole number, found 'all'"),
+        ({"perplexity": {"stride": 8.5}}, "`perplexity.stride`", "expected a whole number, found 8.5"),
+        ({"labels": {"given": 3}}, "`labels.given`", "expected text, found 3"),
+        ({"labels": None}, "`labels`", "expected keys and values, as in {key: value}, found nothing"),
+        ({"models": "gpt-tiny-64"}, "`models`", "expected a list, as in [a, b], found 'gpt-tiny-64'"),
+        ({"start_from": ["x"]}, "`start_from`", "expected keys and values, as in {key: value}, found a list"),
+        ({"start_from": {"gpt-tiny-64": ["x"]}}, "`start_from.gpt-tiny-64`", "expected text, found a list"),
+        ({"start_from": {"gpt-tiny-64": None}}, "`start_from.gpt-tiny-64`", "expected text, found nothing"),
+        ({"start_from": {3: "x"}}, "`start_from.3`", "expected text, found 3"),
+        ({"pretraining": {3: 4}}, "`pretraining.3`", "expected text as a key, found 3"),
+        ({"pretraining": {"compile": "maybe"}}, "`pretraining.compile`", "expected true or false, found 'maybe'"),
+        ({"pretraining": {"rope": 3}}, "`pretraining.rope`", "expected keys and values, as in {key: value}, found 3"),
+        ({"pretraining": {"rope": {"factor": "abc"}}}, "`pretraining.rope.factor`", "expected a number, found 'abc'"),
+        ({"pretraining": {"rope": {"factor": {"s": 4}}}}, "`pretraining.rope.factor`", "found keys and values"),
+        ({"pretraining": {"rope": {"theta": [2]}}}, "`pretraining.rope.theta`", "expected a number, found a list"),
+        ({"splits": "hash"}, "`splits`", "expected 'given' or keys and values, as in {key: value}, found 'hash'"),
+        ({"splits": {"hash": 0.5}}, "`splits.hash`", "expected a list, as in [a, b], found 0.5"),
+        ({"splits": {"hash": [0.5, 0.2, "rest"]}}, "`splits.hash.2`", "expected a number, found 'rest'"),
+        ({"splits": {"hash": [0.5, 0.2, 0.2]}}, "`splits`", "must be positive and add up to 1"),
         ({"statistics": {"level": 1}}, "`statistics.level`", "less than 1"),
         ({"pretraining": {"betas": [0.9, 1.5]}}, "`pretraining.betas.1`", "less than 1"),
+        ({"pretraining": {"betas": [0.9, 0.9, 0.9]}}, "`pretraining.betas`", "expected at most 2 items, found a list"),
         ({"pretraining": {"rope": {"theta": 1}}}, "`pretraining.rope.theta`", "greater than 1"),
         ({"pretraining": {"rope": {"factor": 0.5}}}, "`pretraining.rope.factor`", "greater than or equal to 1"),
         ({"pretraining": {"rope": {"scaling": "dynamic"}}}, "`pretraining.rope.scaling`", "'linear' or 'yarn'"),
@@ -212,6 +235,34 @@ def test_file_that_is_not_yaml_names_the_line(tmp_path):
         load(Study, file)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("name: demo\nmodels: [gpt-tiny-64]\nname: other\n", 3, "name", 1),
+        ("name: demo\n'name': other\n", 2, "name", 1),
+        ("pretraining:\n  seed: 1\n  rope: {theta: 2, theta: 3}\n", 3, "theta", 3),
+        ("name: demo\nprobe:\n  seed: 1\n\n  seed: 1\n", 5, "seed", 3),
+        ("start_from: {gpt-tiny-64: a,\n  gpt-tiny-64: b}\n", 2, "gpt-tiny-64", 1),
+    ],
+)
+def test_a_key_given_twice_is_refused_by_name_and_line(tmp_path, text, line, key, first):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load(Study, file)
+    said = f"{file}, line {line}: not valid YAML (the key `{key}` is given twice, first in line {first})."
+    assert str(caught.value) == said
+
+
+def test_keys_of_an_anchor_may_be_given_again(tmp_path):
+    """A merge (`<<`) is YAML's own way to give a key again, also where what is merged was merged before."""
+    file = tmp_path / "study.yaml"
+    shared = "labels: &a {seed: 1}\nprobe: &b {<<: *a, seed: 2}\nstatistics: {<<: *b, seed: 3}\nprivacy: {}\n"
+    file.write_text(yaml.safe_dump(MINIMAL) + shared)
+    study = load(Study, file)
+    assert (study.labels.seed, study.probe.seed, study.statistics.seed) == (1, 2, 3)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
 def test_file_without_keys(tmp_path, text):
     file = tmp_path / "study.yaml"
@@ -239,6 +290,10 @@ def test_settings_from_the_command_line():
         settings(Pretraining, "{tokns: 1}")
     with pytest.raises(InputError, match="--settings: not valid YAML"):
         settings(Pretraining, "{tokens: [")
+    with pytest.raises(
+        InputError, match=r"--settings: not valid YAML \(the key `seed` is given twice, first in line 1\)"
+    ):
+        settings(Pretraining, '{"seed": 1, "seed": 2}')
 
 
 def test_a_section_is_json_of_that_section_alone(tmp_path):
@@ -275,6 +330,36 @@ def test_a_context_that_is_too_short_to_be_divided_is_refused_for_llama_alone(re
     sentence = refused(models=["llama-tiny-64"], pretraining={"rope": rope})
     assert "a context length of 64 divided by pretraining.rope.factor (10) is less than 8 tokens" in sentence
     Study.model_validate(MINIMAL | {"models": ["gpt-tiny-64", "llama-tiny-80"], "pretraining": {"rope": rope}})
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "words"),
+    [
+        (
+            {"stride": 128},
+            "`perplexity.stride` is 128, more than a window of gpt-tiny-64 (64 tokens), hyena-tiny-128 (128 tokens) "
+            "holds; use less than 64",
+        ),
+        (
+            {"stride": 64},
+            "`perplexity.stride` is 64, more than a window of gpt-tiny-64 (64 tokens) holds; use less than 64",
+        ),
+        (
+            {"stride": 32, "window": 32},
+            "`perplexity.stride` is 32, more than a window of gpt-tiny-64 (32 tokens), hyena-tiny-128 (32 tokens), "
+            "mamba-tiny-256 (32 tokens) holds; use less than 32",
+        ),
+    ],
+)
+def test_a_stride_as_long_as_a_window_is_refused(refused, perplexity, words):
+    models = ["gpt-tiny-64", "hyena-tiny-128", "mamba-tiny-256"]
+    assert refused(models=models, perplexity=perplexity).endswith(words)
+
+
+def test_a_stride_below_every_window_is_taken():
+    for perplexity in ({"stride": 63}, {"stride": 8, "window": 9}, {"window": 8}):
+        study = Study.model_validate(MINIMAL | {"models": ["gpt-tiny-64"], "perplexity": perplexity})
+        assert study.perplexity.stride == perplexity.get("stride")
 
 
 def test_a_model_is_handed_no_key_that_another_architecture_alone_reads():

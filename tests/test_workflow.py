@@ -61,7 +61,10 @@ def planned(run):
 def finished(repository, tmp_path_factory):
     missing = [c for c in NEEDED if not (Path(sys.executable).parent / c).exists()]
     if missing:
-        pytest.skip(f"the extra `notebooks` is not installed: no command {', '.join(missing)}")
+        pytest.skip(
+            f"the whole workflow needs the commands {', '.join(missing)}, which this environment lacks "
+            f"(pip install --editable '.[notebooks]' brings them)"
+        )
     folder = clone(repository, tmp_path_factory.mktemp("workflow"))
     run = snakemake(folder)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -217,6 +220,17 @@ def test_an_unknown_key_stops_before_any_job(repository, tmp_path):
     assert not (folder / "results").exists()
 
 
+def test_a_key_given_twice_stops_before_any_job(repository, tmp_path):
+    """Snakemake reads the file itself, and takes the last of two."""
+    folder = clone(repository, tmp_path / "clone")
+    text = (repository / "pipelines/studies/smoke.yaml").read_text()
+    (folder / "own.yaml").write_text(f"{text}tasks: [guo_los]\n")
+    run = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
+    assert run.returncode != 0
+    assert re.search(r"own\.yaml, line \d+: not valid YAML \(the key `tasks` is given twice", run.stdout + run.stderr)
+    assert not (folder / "results").exists()
+
+
 STAGES = {"check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe_counts", "properties"}
 STAGES |= {"perplexity", "robustness", "score", "report", "notebook", "tracking_store", "all"}
 
@@ -302,6 +316,8 @@ def test_an_own_task_meets_its_own_labels(repository, tmp_path, write_meds, writ
 def test_a_model_starts_from_another_of_its_study_or_from_a_folder(repository, tmp_path):
     folder = clone(repository, tmp_path / "clone")
     (folder / "my models" / "gpt").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / "my models" / "gpt" / name).write_text("{}")
     study = yaml.safe_load((repository / "pipelines/studies/smoke.yaml").read_text())
     study["models"] = ["hyena-tiny-128", "hyena-tiny-64", "gpt-tiny-64"]
     study["start_from"] = {"hyena-tiny-128": "hyena-tiny-64", "gpt-tiny-64": "my models/gpt"}
@@ -315,6 +331,19 @@ def test_a_model_starts_from_another_of_its_study_or_from_a_folder(repository, t
     assert {model: found and found[1] for model, found in starts.items()} == {
         "hyena-tiny-64": None, "hyena-tiny-128": "results/smoke/models/hyena-tiny-64", "gpt-tiny-64": "'my models/gpt'",
     }  # fmt: skip
+
+
+def test_a_study_without_a_folder_to_start_from_stops_before_any_job(repository, tmp_path):
+    folder = clone(repository, tmp_path / "clone")
+    study = yaml.safe_load((repository / "pipelines/studies/smoke.yaml").read_text())
+    study["start_from"] = {"gpt-tiny-64": "published/gpt"}
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    run = snakemake(folder, study=["--configfile", "own.yaml"])
+    assert run.returncode != 0
+    said = run.stdout + run.stderr
+    assert "`start_from` of gpt-tiny-64: no such folder: published/gpt. Give a folder on this machine" in said
+    assert len([line for line in said.splitlines() if "published/gpt" in line]) == 1
+    assert not (folder / "results").exists()
 
 
 def test_a_study_is_run_by_one_workflow_at_a_time(finished):

@@ -23,6 +23,7 @@ from ehrctx.models.ops.selective_scan import backend_for
 from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.pretrain.flop import flop_per_token, layers_and_width, matmul_rate
 from ehrctx.pretrain.measure import PATIENCE, measure
+from ehrctx.pretrain.trained import check_starts
 from ehrctx.study import ModelId, Pretraining, Study, load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
@@ -165,7 +166,11 @@ def _measured(row: ModelPlan, vocabulary: int, settings: Pretraining, device: st
 
 
 def plan(study: Study, measured: bool = False) -> dict[str, Any]:
-    """What `ehrctx plan` prints: the machine, one row per model, the sum of the training times."""
+    """What `ehrctx plan` prints: the machine, one row per model, the sum of the training times.
+
+    Raises InputError for a study whose models cannot start where it says.
+    """
+    check_starts(study)
     settings = study.pretraining
     device = "cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     vocabulary, known = vocabulary_of(study)

@@ -131,7 +131,8 @@ def pretrain(
     """Trains `model_name` on the train split of the store `timelines` and writes its weights to the folder `out`.
 
     `checkpoints` is the folder to resume from, and where models on the way are kept; `start` one whose weights are the
-    first, instead of drawn ones. Returns the facts of the artefact: parameters, tokens, padded_tokens, steps, seconds,
+    first, instead of drawn ones; `loggers` are taken when all of these are found right, so that a generator makes none
+    for a call that is refused. Returns the facts of the artefact: parameters, tokens, padded_tokens, steps, seconds,
     tokens_per_second, real_token_share, subjects, passes, validation and best ([tokens, loss]), loss_spikes
     ([step, loss]), and `start` (see `first_weights`) if given. Several processes may call it together (see
     `distribution`); the first one writes.
@@ -147,6 +148,7 @@ def pretrain(
     windows = Windows(store, model_id.context)
     train, tuning = store.in_split("train"), store.in_split("tuning")
     accelerator = _accelerator(settings.accelerator)
+    shared = trainer_arguments(settings, accelerator)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
@@ -166,6 +168,9 @@ def pretrain(
     if start is not None:
         inputs["start"] = start
         identity["start"] = fingerprint(start)
+    use_scan(model, settings.scan, accelerator)
+    batches = TrainingBatches(windows, train, settings, settings.seed)
+    module = PretrainingModule(model, batches, tuning, settings)
 
     def facts() -> dict[str, Any]:
         return _facts(model_id, module, accelerator) | ({"start": begun} if begun else {})
@@ -183,9 +188,6 @@ def pretrain(
     first = is_first_process()
     with exclusive(lock, f"training {model_name} in {checkpoints}") if first else nullcontext():
         checkpoints.mkdir(parents=True, exist_ok=True)
-        use_scan(model, settings.scan, accelerator)
-        batches = TrainingBatches(windows, train, settings, settings.seed)
-        module = PretrainingModule(model, batches, tuning, settings)
         every_steps = max(1, batches.n_steps // LOGGED_STEPS)
         resume = _matching_checkpoint(checkpoints, identity)
         with warnings.catch_warnings():
@@ -210,7 +212,7 @@ def pretrain(
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                **trainer_arguments(settings, accelerator),
+                **shared,
             )
             if resume is not None:
                 module.progress = resume["progress"]

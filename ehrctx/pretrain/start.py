@@ -12,7 +12,6 @@ sizes agree. The other rows stay as a new model draws them.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ehrctx.pretrain.distribution import is_first_process
 from ehrctx.pretrain.release import KIND as EXPORT
 from ehrctx.pretrain.release import VOCABULARY
 from ehrctx.pretrain.trained import KIND as MODEL
+from ehrctx.pretrain.trained import read_json, weight_files
 from ehrctx.study import ModelId, Rope
 from ehrctx.timelines.store import Timelines
 
@@ -46,37 +46,12 @@ ELSEWHERE = ("auto_map", "architectures", "dtype", "torch_dtype", "_name_or_path
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file.parent} holds no {file.name}. Give a folder of a model in Hugging Face's layout.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is damaged: it is not a JSON object. Fetch or make the folder again.")
-    return values
-
-
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the files that its index names."""
+    """All tensors of `folder`, by name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index = folder / "model.safetensors.index.json"
-    names = set(_read_json(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
-    files = [folder / Path(name).name for name in sorted(names)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".ckpt", ".pt", ".pth"))
-        if pickled:
-            raise InputError(
-                f"{folder} holds {pickled[0]} and no {missing[0]}: a pickle can run code, so it is never opened here. "
-                f"If you trust it, convert it once: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-                f".save_pretrained(NEW_FOLDER) in Python, or, for a .ckpt, safetensors.torch.save_file of the "
-                f"state_dict that torch.load(FILE, weights_only=True) holds, beside its config.json."
-            )
-        raise InputError(f"{folder} holds no {missing[0]}. Give a folder of a model in Hugging Face's layout.")
+    files = weight_files(folder)
     try:
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError):
@@ -105,7 +80,7 @@ def _checked_config(folder: Path, model: ModelId, rope: Rope) -> Any:
 
     Refused where its architecture or shape is not what `model` names.
     """
-    raw = _read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
     arch = ARCHITECTURE_OF.get(str(kind))
     if arch is None:
@@ -195,7 +170,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of ours; empty for a published one."""
     if not (folder / MANIFEST).is_file():
         return {}
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     return manifest if manifest.get("kind") in (MODEL, EXPORT) else {}
 
 

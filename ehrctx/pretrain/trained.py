@@ -1,11 +1,14 @@
-"""What a training leaves behind, readable without torch."""
+"""What a training leaves behind, and what another may start from, readable without torch."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ehrctx.artifacts import read_manifest
+from ehrctx.errors import InputError
+from ehrctx.study import Study
 
 KIND = "model"
 
@@ -21,3 +24,50 @@ def trained_model(folder: Path) -> tuple[str, dict[str, Any]]:
     """The id of the model in `folder` and the facts of its training (see `pretrain.run.pretrain`)."""
     manifest = read_manifest(folder, KIND)
     return manifest["settings"]["model"], manifest["facts"]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder."""
+    if not file.is_file():
+        raise InputError(f"{file.parent} holds no {file.name}. Give a folder of a model in Hugging Face's layout.")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} is damaged: it is not a JSON object. Fetch or make the folder again.")
+    return values
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that its index names; all of them are there."""
+    index = folder / "model.safetensors.index.json"
+    names = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
+    files = [folder / Path(name).name for name in sorted(names)]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".ckpt", ".pt", ".pth"))
+        if pickled:
+            raise InputError(
+                f"{folder} holds {pickled[0]} and no {missing[0]}: a pickle can run code, so it is never opened here. "
+                f"If you trust it, convert it once: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+                f".save_pretrained(NEW_FOLDER) in Python, or, for a .ckpt, safetensors.torch.save_file of the "
+                f"state_dict that torch.load(FILE, weights_only=True) holds, beside its config.json."
+            )
+        raise InputError(f"{folder} holds no {missing[0]}. Give a folder of a model in Hugging Face's layout.")
+    return files
+
+
+def check_starts(study: Study) -> None:
+    """Raises InputError if a folder that a model of `study` starts from is not there, or holds no model."""
+    for model, start in study.start_from.items():
+        if start in study.models:
+            continue
+        folder = Path(start)
+        try:
+            if not folder.is_dir():
+                raise InputError(f"no such folder: {folder}. Give a folder on this machine; nothing is fetched.")
+            read_json(folder / "config.json")
+            weight_files(folder)
+        except InputError as error:
+            raise InputError(f"`start_from` of {model}: {error}") from None

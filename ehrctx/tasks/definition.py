@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from ehrctx.errors import InputError, nearest
-from ehrctx.study import Config, find, load
+from ehrctx.study import Config, find, read_yaml, validate
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 Concepts = dict[str, tuple[str, ...]]
@@ -146,10 +146,8 @@ FAMILIES: dict[str, type[Definition]] = {
 def load_definition(name_or_path: str) -> Definition:
     """A shipped definition by name, or one from a file."""
     path = find(name_or_path, DEFINITIONS, "task")
-    try:
-        family = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("family")
-    except (yaml.YAMLError, AttributeError, ValueError):
-        family = "stay"  # `load` below says what is wrong
+    values = read_yaml(path)
+    family = values.get("family") if isinstance(values, Mapping) else "stay"  # `validate` says what is wrong
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
-    return load(FAMILIES[family], path)
+    return validate(FAMILIES[family], values, str(path))

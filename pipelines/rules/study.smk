@@ -8,7 +8,8 @@ from shlex import quote
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
-from ehrctx.study import ModelId, Study, validate
+from ehrctx.pretrain.trained import check_starts
+from ehrctx.study import ModelId, Study, read_yaml, validate
 from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.given import label_files
 from ehrctx.timelines.spec import find_spec
@@ -22,7 +23,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 try:
     if not config:
         raise InputError("no study given. Add --configfile pipelines/studies/demo.yaml, or your own study file.")
+    for file in workflow.configfiles:
+        read_yaml(file)  # refuses a key given twice, of which Snakemake took the last one
     STUDY = validate(Study, config, "study")
+    check_starts(STUDY)
     PROFILE = str(find_profile(STUDY.profile))
     TOKENIZER = str(find_spec(STUDY.tokenizer))
     TASKS = [load_definition(task) for task in STUDY.tasks]

@@ -130,12 +130,12 @@ def compile_for_cuda() -> None:
 def script(mode: str, folder: Path, interpreting: bool) -> str:
     """Runs this file and returns what it prints; skips the test if Triton cannot be imported there."""
     if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
+        pytest.skip("the kernels need Triton, which is not installed (on Linux, the extra `dev` brings it)")
     environment = os.environ | {"TRITON_INTERPRET": str(int(interpreting)), "TRITON_CACHE_DIR": str(folder)}
     words = [sys.executable, __file__, mode, str(folder)]
     done = subprocess.run(words, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode == CANNOT_IMPORT:
-        pytest.skip(f"Triton's kernels cannot be imported: {done.stderr.strip()}")
+        pytest.skip(f"Triton is installed, but the kernels cannot be imported with it: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -190,8 +190,8 @@ def test_kernels_compile_for_cuda(tmp_path: Path) -> None:
 
 def test_on_a_gpu_equal_to_plain_torch() -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    ours = pytest.importorskip(MODULE, exc_type=ImportError)
+        pytest.skip("compiled kernels run on a CUDA device alone, and none is here; the other tests interpret them")
+    ours = pytest.importorskip(MODULE, reason="the kernels need Triton, which cannot be imported", exc_type=ImportError)
     leaves = [x.cuda() for x in inputs(Case(2, 2048, 256, 16))]
     runs = [output_and_gradients(ours.selective_scan, leaves) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))

@@ -259,6 +259,42 @@ def test_studies_are_planned_before_their_data_are_here(at_the_repository, name,
     assert "at most 39,818 tokens" in text
 
 
+SEVERAL = {"model.safetensors.index.json": '{"weight_map": {"a": "one", "b": "two"}}', "one": "", "two": ""}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "no such folder: {start}. Give a folder on this machine; nothing is fetched."),
+        ({}, "{start} holds no config.json. Give a folder of a model in Hugging Face's layout."),
+        ({"config.json": "{}"}, "{start} holds no model.safetensors. Give a folder of a model in"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, "{start} holds pytorch_model.bin and no model.safetensors: a"),
+        ({"config.json": "[", "model.safetensors": ""}, "{start}/config.json is damaged: it is not a JSON object."),
+        ({"config.json": "{}", **SEVERAL, "two": ...}, "{start} holds no two. Give a folder of a model in"),
+    ],
+)
+def test_a_folder_to_start_from_that_holds_no_model_is_refused(at_the_repository, tmp_path, files, words):
+    start = tmp_path / "published"
+    if files is not None:
+        start.mkdir()
+    for name, content in (files or {}).items():
+        if content is not ...:
+            (start / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        plan(study_of(start_from={"gpt-tiny-64": str(start)}))
+    assert str(caught.value).startswith(f"`start_from` of gpt-tiny-64: {words.format(start=start)}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_start_that_is_there_or_is_trained_first_is_planned(at_the_repository, tmp_path, several):
+    for name, content in {"config.json": "{}", **(SEVERAL if several else {"model.safetensors": ""})}.items():
+        (tmp_path / name).write_text(content)
+    starts = {"gpt-tiny-64": str(tmp_path), "llama-tiny-128": "llama-tiny-64"}
+    study = study_of(models=("gpt-tiny-64", "llama-tiny-64", "llama-tiny-128"), start_from=starts)
+    assert len(plan(study)["models"]) == 3
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_plan_of_days_without_a_gpu_says_so(at_the_repository):
     text = plan_text(plan(load(Study, Path("pipelines/studies/context_clues.yaml"))))

@@ -214,7 +214,10 @@ def test_bad_definition_is_refused(tmp_path, values, words):
     assert str(file) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"task: [", b"task: \xff\xfe"])
+TWICE = b"task: t\nfamily: stay\nquestion: long?\nat_least_days: 7\nat_least_days: 8\n"
+
+
+@pytest.mark.parametrize("content", [b"task: [", b"task: \xff\xfe", TWICE])
 def test_definition_that_is_not_yaml_or_text(tmp_path, content):
     file = tmp_path / "own.yaml"
     file.write_bytes(content)
