@@ -107,9 +107,10 @@ def split(
 ) -> None:
     """Write subject_splits.parquet: the data set's own splits, checked, or splits from a hash of the subject."""
     from ehrctx.artifacts import new_file
+    from ehrctx.configuration import settings
     from ehrctx.events.meds import open_dataset
     from ehrctx.events.splits import subject_splits
-    from ehrctx.study import HashSplits, settings
+    from ehrctx.study import HashSplits
 
     chosen = None if splits in ("given", '"given"') else settings(HashSplits, splits, "--splits")
     table = subject_splits(open_dataset(data), chosen)
@@ -141,8 +142,8 @@ def label(
     settings: Settings = None,
 ) -> None:
     """Write one label file per task, in the MEDS label schema. Settings: the study's `labels`."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.study import Labels
-    from ehrctx.study import settings as parse
     from ehrctx.tasks.label_sets import write_labels
 
     _print(write_labels(data, profile, task, parse(Labels, settings), out))
@@ -168,10 +169,10 @@ def pretrain(
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
 ) -> None:
     """Train one model on next tokens; resumes where it was killed. Settings: the study's `pretraining`."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.pretrain.distribution import is_first_process
     from ehrctx.pretrain.run import pretrain as run
     from ehrctx.study import Pretraining
-    from ehrctx.study import settings as parse
 
     chosen = parse(Pretraining, settings)
     if running is not None:
@@ -202,9 +203,9 @@ def export(
     privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
 ) -> None:
     """Write a model as a folder that transformers loads without ehrctx, with a model card."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.pretrain.release import export as run
     from ehrctx.study import Privacy
-    from ehrctx.study import settings as parse
 
     _print(run(model, out, timelines, parse(Privacy, privacy, "--privacy").minimum_count))
 
@@ -234,9 +235,9 @@ def probe(
     settings: Settings = None,
 ) -> None:
     """Fit the linear probe on embeddings, or on counts (--timelines), and predict. Settings: the study's `probe`."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.probe.predict import probe_counts, probe_embeddings
     from ehrctx.study import Probe
-    from ehrctx.study import settings as parse
 
     chosen = parse(Probe, settings)
     if (embeddings is None) == (timelines is None):
@@ -260,9 +261,9 @@ def score(
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
 ) -> None:
     """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.probe.score import write_scores
     from ehrctx.study import Privacy, Statistics
-    from ehrctx.study import settings as parse
 
     table = write_scores(
         predictions, model, labels, splits, parse(Statistics, settings), parse(Privacy, privacy, "--privacy"), out
@@ -292,9 +293,9 @@ def perplexity(
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
 ) -> None:
     """Write the loss of every token of held-out timelines. Settings: the study's `perplexity`."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.robustness.token_losses import write_token_losses
     from ehrctx.study import Perplexity
-    from ehrctx.study import settings as parse
 
     _print(write_token_losses(model, timelines, parse(Perplexity, settings), out, batch_tokens, threads))
 
@@ -310,9 +311,9 @@ def robustness(
     privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
 ) -> None:
     """Write Brier scores by quartile of each property, and perplexity by token position, with intervals."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.robustness.tables import write_tables
     from ehrctx.study import Perplexity, Privacy, Statistics
-    from ehrctx.study import settings as parse
 
     tables = write_tables(
         predictions,
@@ -335,9 +336,10 @@ def plan(
     ] = False,
 ) -> None:
     """Print what the trainings of a study take on this machine: parameters, steps, time, memory. Nothing is trained."""
+    from ehrctx.configuration import find, load
     from ehrctx.pretrain.plan import plan as run
     from ehrctx.pretrain.plan import plan_text, refuse_what_does_not_fit
-    from ehrctx.study import Study, find, load
+    from ehrctx.study import Study
 
     found = run(load(Study, find(study, Path("pipelines/studies"), "study")), measure)
     if as_json:
@@ -357,9 +359,9 @@ def report(
     out: Out,
 ) -> None:
     """Write the self-contained HTML page."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.report.page import write_report
     from ehrctx.study import Study
-    from ehrctx.study import settings as parse
 
     write_report(tables, timelines, summary, parse(Study, study, "--study").model_dump(mode="json"), out)
     typer.echo(f"report: {out}")

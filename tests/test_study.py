@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ehrctx.errors import InputError, nearest
-from ehrctx.study import ModelId, Pretraining, Study, find, load, settings
+from ehrctx.configuration import load, settings
+from ehrctx.errors import InputError
+from ehrctx.study import ModelId, Pretraining, Study
 
 MINIMAL = {"name": "demo", "simulate": {"subjects": 300}, "models": ["mamba-tiny-64"], "tasks": ["guo_los"]}
 
@@ -228,74 +229,6 @@ def test_wrong_type_names_the_key(refused):
     assert "`simulate.subjects`" in refused(simulate={"subjects": 3})
 
 
-def test_file_that_is_not_yaml_names_the_line(tmp_path):
-    file = tmp_path / "study.yaml"
-    file.write_text("name: demo\nmodels: [gpt-tiny-64\ntasks: [guo_los]\n")
-    with pytest.raises(InputError, match=r"study\.yaml, line 3: not valid YAML"):
-        load(Study, file)
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "key", "first"),
-    [
-        ("name: demo\nmodels: [gpt-tiny-64]\nname: other\n", 3, "name", 1),
-        ("name: demo\n'name': other\n", 2, "name", 1),
-        ("pretraining:\n  seed: 1\n  rope: {theta: 2, theta: 3}\n", 3, "theta", 3),
-        ("name: demo\nprobe:\n  seed: 1\n\n  seed: 1\n", 5, "seed", 3),
-        ("start_from: {gpt-tiny-64: a,\n  gpt-tiny-64: b}\n", 2, "gpt-tiny-64", 1),
-    ],
-)
-def test_a_key_given_twice_is_refused_by_name_and_line(tmp_path, text, line, key, first):
-    file = tmp_path / "study.yaml"
-    file.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load(Study, file)
-    said = f"{file}, line {line}: not valid YAML (the key `{key}` is given twice, first in line {first})."
-    assert str(caught.value) == said
-
-
-def test_keys_of_an_anchor_may_be_given_again(tmp_path):
-    """A merge (`<<`) is YAML's own way to give a key again, also where what is merged was merged before."""
-    file = tmp_path / "study.yaml"
-    shared = "labels: &a {seed: 1}\nprobe: &b {<<: *a, seed: 2}\nstatistics: {<<: *b, seed: 3}\nprivacy: {}\n"
-    file.write_text(yaml.safe_dump(MINIMAL) + shared)
-    study = load(Study, file)
-    assert (study.labels.seed, study.probe.seed, study.statistics.seed) == (1, 2, 3)
-
-
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
-def test_file_without_keys(tmp_path, text):
-    file = tmp_path / "study.yaml"
-    file.write_text(text)
-    with pytest.raises(InputError, match="expected keys and values"):
-        load(Study, file)
-
-
-def test_file_that_is_not_text(tmp_path):
-    file = tmp_path / "study.yaml"
-    file.write_bytes(b"name: \xff\xfe\n")
-    with pytest.raises(InputError, match="not UTF-8"):
-        load(Study, file)
-
-
-def test_no_such_file(tmp_path):
-    with pytest.raises(InputError, match=r"no such file: .*absent\.yaml"):
-        load(Study, tmp_path / "absent.yaml")
-
-
-def test_settings_from_the_command_line():
-    assert settings(Pretraining, None) == Pretraining()
-    assert settings(Pretraining, "{tokens: 2_000_000}").tokens == 2_000_000
-    with pytest.raises(InputError, match=r"--settings: unknown key `tokns`; did you mean 'tokens'\?"):
-        settings(Pretraining, "{tokns: 1}")
-    with pytest.raises(InputError, match="--settings: not valid YAML"):
-        settings(Pretraining, "{tokens: [")
-    with pytest.raises(
-        InputError, match=r"--settings: not valid YAML \(the key `seed` is given twice, first in line 1\)"
-    ):
-        settings(Pretraining, '{"seed": 1, "seed": 2}')
-
-
 def test_a_section_is_json_of_that_section_alone(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(MINIMAL))
@@ -366,116 +299,6 @@ def test_a_model_is_handed_no_key_that_another_architecture_alone_reads():
     for arch, unread in {"llama": {"scan"}, "mamba": {"rope"}, "gpt": {"rope", "scan"}}.items():
         found = Pretraining().without_effect(ModelId.parse(f"{arch}-tiny-64"))
         assert found == unread | set(Pretraining.RUNNING)
-
-
-# --- the studies that are shipped ---
-
-ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")  # those of the paper
-# The tasks of the paper (Wornow et al., arXiv 2412.16178), in the names of EHRSHOT.
-PUBLISHED_TASKS = {
-    "guo_los", "guo_readmission", "guo_icu",
-    "lab_thrombocytopenia", "lab_hyperkalemia", "lab_hypoglycemia", "lab_hyponatremia", "lab_anemia",
-    "new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus", "new_acutemi",
-}  # fmt: skip
-
-
-@pytest.fixture
-def shipped(repository):
-    """A function: the shipped study of this name."""
-    return lambda name: load(Study, repository / "pipelines" / "studies" / f"{name}.yaml")
-
-
-def test_every_shipped_study_is_valid(repository, shipped, monkeypatch):
-    from ehrctx.events.profile import DatasetProfile, find_profile
-    from ehrctx.tasks.definition import load_definition
-    from ehrctx.timelines.spec import TokenizerSpec, find_spec
-
-    monkeypatch.chdir(repository)
-    names = sorted(file.stem for file in (repository / "pipelines" / "studies").iterdir())
-    assert names == ["context_clues", "demo", "ehrshot", "mimic_iv_demo", "smoke"]
-    for name in names:
-        study = shipped(name)
-        assert study.name == name
-        profile = load(DatasetProfile, find_profile(study.profile))
-        load(TokenizerSpec, find_spec(study.tokenizer))
-        for task in study.tasks:
-            definition = load_definition(task)
-            assert definition.task == task
-            # a profile fills what the tasks need, unless the labels are given
-            assert study.labels.given or all(getattr(profile, key) for key in definition.needs)
-
-
-def grid_of(study):
-    """(size, {architecture: its context lengths}) of a study with one seed."""
-    parsed = [ModelId.parse(model) for model in study.models]
-    (size,) = {model.size for model in parsed}
-    assert all(model.seed == 0 for model in parsed)
-    return size, {arch: sorted(m.context for m in parsed if m.arch == arch) for arch in {m.arch for m in parsed}}
-
-
-def test_context_clues_is_the_papers_grid(shipped):
-    study = shipped("context_clues")
-    assert len(study.models) == 16
-    transformers, others = [512, 1_024, 2_048, 4_096], [1_024, 4_096, 8_192, 16_384]
-    assert grid_of(study) == (
-        "paper",
-        {"gpt": transformers, "llama": transformers, "mamba": others, "hyena": others},
-    )
-    pretraining = study.pretraining
-    assert pretraining.tokens == 2_000_000_000
-    assert pretraining.tokens_per_step == 65_536
-    assert (pretraining.learning_rate, pretraining.final_learning_rate) == (2e-4, 1e-5)
-    assert set(study.tasks) == PUBLISHED_TASKS
-    assert len(study.tasks) == 14
-    assert study.labels.max_times_per_subject is None
-    assert study.perplexity.stride == 32
-    assert study.statistics.replicates == 1_000
-    assert study.privacy.minimum_count == 10  # private data
-
-
-@pytest.mark.parametrize(("name", "contexts"), [("demo", [64, 512]), ("mimic_iv_demo", [512, 4_096])])
-def test_the_demos_hold_the_papers_architectures_at_two_lengths(shipped, name, contexts):
-    study = shipped(name)
-    assert grid_of(study) == ("tiny", dict.fromkeys(ARCHITECTURES, contexts))
-    assert len(study.models) == 8
-    assert set(study.tasks) == PUBLISHED_TASKS
-    assert (study.simulate is None) is (name == "mimic_iv_demo")
-
-
-def test_ehrshot_takes_its_own_splits_and_labels(shipped):
-    study = shipped("ehrshot")
-    assert study.splits == "given"
-    assert study.labels.given == f"{study.data}/labels"
-    assert set(study.tasks) == PUBLISHED_TASKS
-    size, contexts = grid_of(study)
-    assert size == "small"
-    assert set(contexts) == set(ARCHITECTURES)
-    assert all(len(lengths) == 2 for lengths in contexts.values())
-    assert study.privacy.minimum_count == 10
-
-
-def test_the_smoke_study_is_small(shipped):
-    study = shipped("smoke")
-    assert study.models == ("gpt-tiny-64", "hyena-tiny-128")
-    assert study.tasks == ("guo_los", "lab_hyponatremia", "new_acutemi", "new_celiac")
-    assert study.pretraining.tokens <= 20_000
-    assert study.simulate.subjects <= 200
-
-
-def test_find_takes_names_and_paths(tmp_path):
-    file = tmp_path / "clmbr.yaml"
-    file.write_text("")
-    assert find("clmbr", tmp_path, "tokenizer") == file
-    assert find(str(file), tmp_path / "elsewhere", "tokenizer") == file
-    with pytest.raises(InputError, match=r"no tokenizer 'clmb' .*did you mean 'clmbr'\?"):
-        find("clmb", tmp_path, "tokenizer")
-    with pytest.raises(InputError, match="no such tokenizer file"):
-        find(str(tmp_path / "absent.yaml"), tmp_path, "tokenizer")
-
-
-def test_nearest_is_deterministic():
-    assert nearest("tokns", ["seed", "tokens"]) == "did you mean 'tokens'?"
-    assert nearest("zzz", ["b", "a"]) == "known: a, b."
 
 
 @pytest.mark.parametrize(("threads", "devices", "each"), [(4, 1, 4), (4, 2, 2), (1, 2, 1), (5, 2, 2)])

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field, field_validator
 
-from ehrctx.study import Config, find
+from ehrctx.configuration import Config, find
 
 PROFILES = Path("pipelines/datasets")
 

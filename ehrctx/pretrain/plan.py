@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ehrctx.artifacts import MANIFEST, read_manifest
+from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.models.ops.selective_scan import backend_for
@@ -24,7 +25,7 @@ from ehrctx.models.ops.token_loss import chunk_of
 from ehrctx.pretrain.flop import flop_per_token, layers_and_width, matmul_rate
 from ehrctx.pretrain.measure import PATIENCE, measure
 from ehrctx.pretrain.trained import check_starts
-from ehrctx.study import ModelId, Pretraining, Study, load
+from ehrctx.study import ModelId, Pretraining, Study
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
 

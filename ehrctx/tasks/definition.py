@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ehrctx.configuration import Config, find, read_yaml, validate
 from ehrctx.errors import InputError, nearest
-from ehrctx.study import Config, find, read_yaml, validate
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 Concepts = dict[str, tuple[str, ...]]

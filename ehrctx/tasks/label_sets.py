@@ -12,10 +12,11 @@ from typing import Any
 import polars as pl
 
 from ehrctx.artifacts import new_artifact, read_manifest
+from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
-from ehrctx.study import Labels, load
+from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Laboratory, load_definition
 from ehrctx.tasks.given import label_files, read_given
 from ehrctx.tasks.labelers import label_shard

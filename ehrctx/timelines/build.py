@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 
 from ehrctx.artifacts import new_artifact
+from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard, subjects_in_two_shards
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.events.splits import read_splits
-from ehrctx.study import load
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND, SUBJECT
 from ehrctx.timelines.tokenizer import OUTCOMES, Encoder

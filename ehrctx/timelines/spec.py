@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrctx.study import Config, find
+from ehrctx.configuration import Config, find
 
 SPECS = Path("tokenizers")
 # In this order they are the first token ids of every vocabulary.

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from shlex import quote
 
+from ehrctx.configuration import read_yaml, validate
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import find_profile
 from ehrctx.pretrain.trained import check_starts
-from ehrctx.study import ModelId, Study, read_yaml, validate
+from ehrctx.study import ModelId, Study
 from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.given import label_files
 from ehrctx.timelines.spec import find_spec

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset
@@ -16,7 +17,7 @@ from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.events.simulate.clinic import CONDITIONS, PRODROMES
 from ehrctx.events.simulate.cohort import SUBJECTS_PER_SHARD, simulate
 from ehrctx.events.simulate.life import EPISODE_SHARE, FOLLOW_UP_END, WASHOUT_EVENTS
-from ehrctx.study import Simulation, Study, load
+from ehrctx.study import Simulation, Study
 from ehrctx.tasks.definition import DEFINITIONS
 from ehrctx.tasks.label_sets import read_labels, write_labels
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from ehrctx.artifacts import new_artifact
+from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, build_model
 from ehrctx.pretrain import plan as module
@@ -20,7 +21,7 @@ from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.flop import flop_per_token, matmul_rate
 from ehrctx.pretrain.measure import DOES_NOT_FIT, Measurement
 from ehrctx.pretrain.plan import plan, plan_models, plan_text, vocabulary_of
-from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Study, load
+from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Study
 from ehrctx.timelines.store import KIND as TIMELINES
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows

@@ -5,10 +5,11 @@ from datetime import datetime
 import pytest
 from hand_made import NO_CODES, events_of
 
+from ehrctx.configuration import load, settings
 from ehrctx.errors import InputError
 from ehrctx.events.ontology import codes_of
 from ehrctx.events.profile import DatasetProfile
-from ehrctx.study import Labels, load, settings
+from ehrctx.study import Labels
 from ehrctx.tasks.definition import DEFINITIONS, FAMILIES, Diagnosis, Laboratory, load_definition
 from ehrctx.tasks.labelers import label_shard
 

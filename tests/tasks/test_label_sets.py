@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrctx.artifacts import MANIFEST
+from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.profile import DatasetProfile
-from ehrctx.study import Labels, load
+from ehrctx.study import Labels
 from ehrctx.tasks.definition import load_definition
 from ehrctx.tasks.label_sets import limit_times, read_labels, write_labels
 
