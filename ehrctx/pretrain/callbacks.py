@@ -123,6 +123,8 @@ class Progress(Callback):
             share = module.progress["tokens"] / module.progress["padded_tokens"]
             loss = float(trainer.callback_metrics["train_loss"])
             self.bar.set_postfix_str(f"loss {loss:.3f}, real tokens {share:.1%}", refresh=False)
+            # a step is met to whole windows only: the more are done, the better the total is known
+            self.bar.total = round(module.progress["tokens"] * module.batches.n_steps / module.progress["steps"])
             self.bar.update(module.progress["tokens"] - self.bar.n)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:

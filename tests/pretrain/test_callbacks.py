@@ -174,6 +174,16 @@ class Recorded(CSVLogger):
         self.entries.append((step, dict(metrics)))
 
 
+@pytest.mark.parametrize("per_step", [90, 250])
+def test_the_bar_ends_where_the_training_does(small_timelines, tmp_path, capfd, per_step):
+    """Whole windows make up a step: these steps hold fewer, or more, than they were asked for."""
+    plan = PLAN.model_copy(update={"tokens_per_step": per_step, "batch_tokens": 90})
+    facts = run(small_timelines, tmp_path, plan)
+    assert facts["tokens"] != facts["steps"] * per_step
+    last = re.split(r"[\r\n]", capfd.readouterr().err.strip())[-1]
+    assert last.startswith("gpt-tiny-32: 100%"), last
+
+
 def test_what_a_training_logs(small_timelines, tmp_path):
     logger: Logger = Recorded(tmp_path / "logs")
     facts = run(small_timelines, tmp_path, loggers=[logger])
