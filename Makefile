@@ -12,13 +12,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= 2
 READY := $(VENV)/.ready
+# MLflow opens as a dashboard of language-model applications, without any run, unless told otherwise.
+DASHBOARD := http://127.0.0.1:5000/\#/experiments?workflowType=machine_learning
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/demo.yaml
 	@echo
 	@echo "Report:    results/demo/report/index.html"
 	@echo "Notebooks: overview, copy_forwarding, irregular_intervals, disease_progression (.html), beside it"
-	@echo "Dashboard: make dashboard, then open http://127.0.0.1:5000"
+	@echo "Dashboard: make dashboard, then open $(DASHBOARD)"
 
 smoke: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/smoke.yaml
@@ -35,6 +37,7 @@ bench: $(READY)
 	@for name in scan long_conv rms_norm token_loss training_step batches bootstrap; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 dashboard: $(READY)
+	@echo "Open $(DASHBOARD)"
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
 
 # The environment: the first Python of 3.11 and 3.12 that works, femr where it can be installed (Linux), pinned versions.

@@ -215,8 +215,8 @@ def test_a_task_that_is_not_estimable_says_why(whole, tables):
     _, parsed = whole
     assert "never is not estimable: one class only in train and held_out." in parsed.text
     assert "stay is not estimable" not in parsed.text
-    (labels,) = [t for t in parsed.tables if t[1][0] == "task"]
-    assert labels[0] == ["", "train", "tuning", "held_out", ""]
+    (labels,) = [t for t in parsed.tables if t[0][0] == "task"]
+    assert labels[0] == ["task", "train", "tuning", "held_out", "note"]
     of_tasks = {row[0]: row[1:] for row in labels[2:]}
     assert of_tasks["never"] == [*["70", "60", "0", "0"] * 3, "one class only in train and held_out"]
     assert of_tasks["stay"] == [*["400", "300", "40", "35"] * 3, ""]
@@ -231,7 +231,7 @@ def test_masked_counts_stay_masked(make):
     _, parsed = make(masked, minimum_count=10)
     for name in ("AUROC", "AUPRC", "Brier score"):
         assert [row[-2:] for row in table_of(parsed, name)[1]] == [["41≥10", "<10<10"]] * 2
-    (labels,) = [t for t in parsed.tables if t[1][0] == "task"]
+    (labels,) = [t for t in parsed.tables if t[0][0] == "task"]
     assert labels[2][1:] == [*["41", "≥10", "<10", "<10"] * 3, ""]
     header, rows = table_of(parsed, "model")
     assert {row[header.index("subjects seen")] for row in rows} == {"<10"}
