@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import line, quick
+from measure import line, options
 from training_step import ours
 
 from ehrctx.events.meds import open_dataset
@@ -45,8 +45,7 @@ def model_rate(context: int, vocabulary: int) -> float:
 
 
 def main() -> None:
-    is_quick = quick(__doc__)
-    torch.set_num_threads(1)
+    is_quick = options(__doc__).quick
     with tempfile.TemporaryDirectory() as folder:
         store = cohort(Path(folder), 2_000 if is_quick else 20_000)
         for context in (64, 512, 4_096):

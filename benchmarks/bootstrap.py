@@ -8,7 +8,7 @@ from __future__ import annotations
 from unittest.mock import patch
 
 import numpy as np
-from measure import line, medians, peak_mib, quick
+from measure import line, medians, options, peak_mib
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from ehrctx.probe import statistics
@@ -29,7 +29,7 @@ def by_sklearn(y: np.ndarray, p: np.ndarray, draws: np.ndarray) -> None:
 
 
 def main() -> None:
-    is_quick = quick(__doc__)
+    is_quick = options(__doc__).quick
     replicates = 100 if is_quick else 1_000
     for n, subjects in ((1_800, 550), (60_000, 2_200)):
         y, p, of = labels(n, subjects)

@@ -1,10 +1,10 @@
-"""RMSNorm, forward and backward on one thread: ours against transformers' LlamaRMSNorm and torch's `F.rms_norm`."""
+"""RMSNorm, forward and backward: ours against transformers' LlamaRMSNorm and torch's `F.rms_norm`."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from measure import line, medians, peak_mib, quick, trained
+from measure import compare, options, trained
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -26,22 +26,17 @@ def ours(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def main() -> None:
-    is_quick = quick(__doc__)
-    torch.set_num_threads(1)
+    is_quick, device = options(__doc__)
     baselines = {"transformers' LlamaRMSNorm": of_transformers, "F.rms_norm": of_torch}
     for batch, length, width in [(8, 512, 128), (1, 4_096, 768)] + ([] if is_quick else [(1, 16_384, 768)]):
         generator = torch.Generator().manual_seed(0)
         leaves = [
-            torch.randn(*shape, generator=generator).requires_grad_() for shape in ((batch, length, width), (width,))
+            torch.randn(*shape, generator=generator).to(device).requires_grad_()
+            for shape in ((batch, length, width), (width,))
         ]
-        variants = {name: trained(norm, leaves) for name, norm in {"ours": ours, **baselines}.items()}
-        repeats = 11 if is_quick else 31
-        took, peak = medians(variants, repeats), {name: peak_mib(run) for name, run in variants.items()}
-        for name in baselines:
-            line(
-                "rms_norm", f"{batch} x {length:,} x {width}", "ms", 1e3 * took["ours"], 1e3 * took[name],
-                name, repeats, more_is_better=False, ours_peak_mib=peak["ours"], baseline_peak_mib=peak[name],
-            )  # fmt: skip
+        theirs = {name: trained(norm, leaves) for name, norm in baselines.items()}
+        case = f"{batch} x {length:,} x {width}"
+        compare("rms_norm", case, {"ours": trained(ours, leaves)}, theirs, 11 if is_quick else 31)
 
 
 if __name__ == "__main__":

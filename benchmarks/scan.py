@@ -1,20 +1,22 @@
-"""Mamba's selective scan, forward and backward on one thread: ours against transformers' two ways. State 16.
+"""Mamba's selective scan, forward and backward: ours against transformers' two ways. State 16.
 
 transformers' loop has a quadratic backward: it runs on the shortest case alone.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import published
 import torch
-from measure import Variants, line, medians, peak_mib, quick, trained
+from measure import Variants, compare, options, trained
 
-from ehrctx.models.ops.selective_scan import selective_scan
+from ehrctx.models.ops.selective_scan import backends_for, selective_scan
 
 STATE = 16
 
 
-def inputs(batch: int, length: int, channels: int) -> list[torch.Tensor]:
+def inputs(batch: int, length: int, channels: int, device: str) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -23,35 +25,31 @@ def inputs(batch: int, length: int, channels: int) -> list[torch.Tensor]:
     delta = torch.nn.functional.softplus(normal(batch, length, channels) - 4)
     a = -torch.arange(1.0, STATE + 1).repeat(channels, 1)
     found = [normal(batch, length, channels), delta, a]
-    return [*found, normal(batch, length, STATE), normal(batch, length, STATE), normal(channels)]
+    found += [normal(batch, length, STATE), normal(batch, length, STATE), normal(channels)]
+    return [x.to(device).requires_grad_() for x in found]
 
 
 def main() -> None:
-    is_quick = quick(__doc__)
-    torch.set_num_threads(1)
-    cases = [(8, 512, 256), (1, 1_024, 256), (1, 4_096, 256)]
-    cases += [] if is_quick else [(1, 16_384, 256), (1, 4_096, 1_536)]
+    is_quick, device = options(__doc__)
+    if device == "cuda":  # the study's width, 16,384 tokens at a time
+        cases = [(4, 4_096, 1_536)] if is_quick else [(16_384 // n, n, 1_536) for n in (1_024, 4_096, 16_384)]
+    else:
+        cases = [(8, 512, 256), (1, 1_024, 256), (1, 4_096, 256)]
+        cases += [] if is_quick else [(1, 16_384, 256), (1, 4_096, 1_536)]
     for batch, length, channels in cases:
-        leaves = [x.requires_grad_() for x in inputs(batch, length, channels)]
-        variants: Variants = {
-            "numba": trained(lambda *x: selective_scan(*x, backend="numba"), leaves),
-            "torch": trained(lambda *x: selective_scan(*x, backend="torch"), leaves),
-            "mambapy": trained(lambda *x: published.selective_scan(*x, use_mambapy=True), leaves),
+        leaves = inputs(batch, length, channels, device)
+        ours: Variants = {
+            name: trained(partial(selective_scan, backend=name), leaves) for name in backends_for(torch.device(device))
+        }
+        baselines: Variants = {
+            "transformers with mambapy": trained(partial(published.selective_scan, use_mambapy=True), leaves)
         }
         if batch * length <= 1_024:
-            variants["transformers"] = trained(published.selective_scan, leaves)
+            baselines["transformers as it is"] = trained(published.selective_scan, leaves)
+        if "mamba_ssm" in ours:
+            baselines["mamba-ssm's kernel"] = ours.pop("mamba_ssm")
         repeats = 3 if is_quick or length > 4_096 else 5
-        took = medians(variants, repeats)
-        peaks = {name: peak_mib(run) for name, run in variants.items()}
-        for ours in ("numba", "torch"):
-            for name in ("mambapy", "transformers"):
-                if name in variants:
-                    line(
-                        "scan", f"{ours}, {batch} x {length:,} x {channels:,} channels", "ms",
-                        1e3 * took[ours], 1e3 * took[name],
-                        "transformers with mambapy" if name == "mambapy" else "transformers as it is", repeats,
-                        more_is_better=False, ours_peak_mib=peaks[ours], baseline_peak_mib=peaks[name],
-                    )  # fmt: skip
+        compare("scan", f"{batch} x {length:,} x {channels:,} channels", ours, baselines, repeats)
 
 
 if __name__ == "__main__":

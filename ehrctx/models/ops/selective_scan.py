@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -139,9 +139,14 @@ def _load(backend: str) -> Callable[..., Tensor] | None:
     return scan
 
 
+def backends_for(device: torch.device) -> Iterator[str]:
+    """The backends that can be used for tensors on `device`, the best first; each is tried when it is asked for."""
+    return (b for b in BACKENDS if DEVICES.get(b, device.type) == device.type and _load(b) is not None)
+
+
 def backend_for(device: torch.device) -> str:
     """The best backend that can be used for tensors on `device`."""
-    return next(b for b in BACKENDS if DEVICES.get(b, device.type) == device.type and _load(b) is not None)
+    return next(backends_for(device))
 
 
 def check_backend(backend: str, device: torch.device) -> str:
