@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -23,9 +25,9 @@ C = TypeVar("C", bound=Config)
 # What a value should be as a whole, by pydantic's name of the error.
 EXPECTED = {
     "string_type": "text",
-    "invalid_key": "text as a key",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number that a computer can hold",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
@@ -67,11 +69,24 @@ def _place(values: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
 
 
 def _found(value: Any) -> str:
+    """A value as its writer knows it."""
     if isinstance(value, Mapping):
         return "keys and values"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
-    return "nothing" if value is None else repr(value)
+    if isinstance(value, date):
+        return f"the date {value}"
+    return "nothing" if value is None else json.dumps(value) if isinstance(value, bool) else repr(value)
+
+
+def _keys_without_quotes(values: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """YAML makes numbers, dates, truth values and nothing of words that no configuration has for a key."""
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(key, str):
+            yield from _keys_without_quotes(value, (*place, key))
+        else:
+            within = f" in `{'.'.join(place)}`" if place else ""
+            yield f"a key{within} is {_found(key)}, not text: put it in quotes"
 
 
 def _sentences(model: type[Config], values: Any, errors: Iterable[Any]) -> Iterator[str]:
@@ -100,6 +115,8 @@ def validate(model: type[C], values: Any, source: str) -> C:
     """`values` (a mapping from YAML or JSON) as a `model`; `source` names the file in errors."""
     if not isinstance(values, Mapping):
         raise InputError(f"{source}: expected keys and values, found {_found(values)}.")
+    if wrong := list(_keys_without_quotes(values)):
+        raise InputError(f"{source}: {'; '.join(wrong)}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:

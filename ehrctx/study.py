@@ -302,20 +302,28 @@ class Study(Config):
                 raise ValueError(f"`{key}` names {max(names, key=names.count)!r} twice")
         for model in self.models:
             self.pretraining.check_context(ModelId.parse(model))
-        self._check_stride()
+        self._check_perplexity()
         self._check_starts()
         return self
 
-    def _check_stride(self) -> None:
-        """What a static prefix takes of a window, only the timelines tell: `ehrctx perplexity` checks that."""
+    def _check_perplexity(self) -> None:
+        """What a static prefix takes of a window, and how many positions a start knows, the job alone can check."""
+        window = self.perplexity.window or 0
+        positions = {model: ModelId.parse(model).context for model in self.models if model.startswith("gpt-")}
+        few = {model: n for model, n in positions.items() if n < window and model not in self.start_from}
+        if few:
+            raise ValueError(
+                f"`perplexity.window` is {window:,}, more than the positions that {', '.join(few)} will learn; "
+                f"use at most {min(few.values()):,}, or leave it out"
+            )
         stride = self.perplexity.stride or 0
         windows = {model: self.perplexity.window or ModelId.parse(model).context for model in self.models}
         short = {model: window for model, window in windows.items() if window <= stride}
         if short:
             raise ValueError(
                 f"`perplexity.stride` is {stride:,}, more than a window of "
-                f"{', '.join(f'{model} ({window:,} tokens)' for model, window in short.items())} holds; "
-                f"use less than {min(short.values()):,}"
+                f"{', '.join(f'{model} ({window:,} tokens)' for model, window in short.items())} holds besides its "
+                f"first token; use less than {min(short.values()):,}"
             )
 
     def _check_starts(self) -> None:

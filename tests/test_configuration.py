@@ -1,5 +1,7 @@
 """How YAML is read: what is no YAML, keys given twice, sections on the command line, names of shipped files."""
 
+from datetime import date
+
 import pytest
 import yaml
 
@@ -92,3 +94,21 @@ def test_find_takes_names_and_paths(tmp_path):
 def test_nearest_is_deterministic():
     assert nearest("tokns", ["seed", "tokens"]) == "did you mean 'tokens'?"
     assert nearest("zzz", ["b", "a"]) == "known: a, b."
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({None: 1}, "a key is nothing, not text: put it in quotes"),
+        ({"start_from": {1.5: "x"}}, "a key in `start_from` is 1.5, not text: put it in quotes"),
+        ({"pretraining": {True: 1}}, "a key in `pretraining` is true, not text: put it in quotes"),
+        ({"name": date(2020, 1, 1)}, "`name`: expected text, found the date 2020-01-01"),
+        ({"name": True}, "`name`: expected text, found true"),
+    ],
+)
+def test_what_yaml_makes_of_words_is_said_in_words(tmp_path, changes, words):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL | changes, sort_keys=False))
+    with pytest.raises(InputError) as caught:
+        load(Study, file)
+    assert str(caught.value) == f"{file}: {words}"

@@ -137,8 +137,8 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"start_from": ["x"]}, "`start_from`", "expected keys and values, as in {key: value}, found a list"),
         ({"start_from": {"gpt-tiny-64": ["x"]}}, "`start_from.gpt-tiny-64`", "expected text, found a list"),
         ({"start_from": {"gpt-tiny-64": None}}, "`start_from.gpt-tiny-64`", "expected text, found nothing"),
-        ({"start_from": {3: "x"}}, "`start_from.3`", "expected text, found 3"),
-        ({"pretraining": {3: 4}}, "`pretraining.3`", "expected text as a key, found 3"),
+        ({"start_from": {3: "x"}}, "`start_from`", "a key in `start_from` is 3, not text: put it in quotes"),
+        ({"pretraining": {3: 4}}, "`pretraining`", "a key in `pretraining` is 3, not text: put it in quotes"),
         ({"pretraining": {"compile": "maybe"}}, "`pretraining.compile`", "expected true or false, found 'maybe'"),
         ({"pretraining": {"rope": 3}}, "`pretraining.rope`", "expected keys and values, as in {key: value}, found 3"),
         ({"pretraining": {"rope": {"factor": "abc"}}}, "`pretraining.rope.factor`", "expected a number, found 'abc'"),
@@ -271,20 +271,26 @@ def test_a_context_that_is_too_short_to_be_divided_is_refused_for_llama_alone(re
         (
             {"stride": 128},
             "`perplexity.stride` is 128, more than a window of gpt-tiny-64 (64 tokens), hyena-tiny-128 (128 tokens) "
-            "holds; use less than 64",
+            "holds besides its first token; use less than 64",
         ),
         (
             {"stride": 64},
-            "`perplexity.stride` is 64, more than a window of gpt-tiny-64 (64 tokens) holds; use less than 64",
+            "`perplexity.stride` is 64, more than a window of gpt-tiny-64 (64 tokens) holds besides its first token; "
+            "use less than 64",
+        ),
+        (
+            {"window": 128},
+            "`perplexity.window` is 128, more than the positions that gpt-tiny-64 will learn; "
+            "use at most 64, or leave it out",
         ),
         (
             {"stride": 32, "window": 32},
             "`perplexity.stride` is 32, more than a window of gpt-tiny-64 (32 tokens), hyena-tiny-128 (32 tokens), "
-            "mamba-tiny-256 (32 tokens) holds; use less than 32",
+            "mamba-tiny-256 (32 tokens) holds besides its first token; use less than 32",
         ),
     ],
 )
-def test_a_stride_as_long_as_a_window_is_refused(refused, perplexity, words):
+def test_windows_of_perplexity_that_cannot_be_are_refused(refused, perplexity, words):
     models = ["gpt-tiny-64", "hyena-tiny-128", "mamba-tiny-256"]
     assert refused(models=models, perplexity=perplexity).endswith(words)
 
@@ -293,6 +299,11 @@ def test_a_stride_below_every_window_is_taken():
     for perplexity in ({"stride": 63}, {"stride": 8, "window": 9}, {"window": 8}):
         study = Study.model_validate(MINIMAL | {"models": ["gpt-tiny-64"], "perplexity": perplexity})
         assert study.perplexity.stride == perplexity.get("stride")
+
+
+def test_a_gpt_that_starts_from_a_folder_may_know_more_positions():
+    start = {"models": ["gpt-tiny-64"], "start_from": {"gpt-tiny-64": "published/gpt"}}
+    assert Study.model_validate(MINIMAL | start | {"perplexity": {"window": 128}}).perplexity.window == 128
 
 
 def test_a_model_is_handed_no_key_that_another_architecture_alone_reads():

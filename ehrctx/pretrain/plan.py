@@ -30,9 +30,9 @@ from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND as TIMELINES
 
 # Share of the matrix-product rate. CPU: from the trainings of the demo and the MIMIC-IV demo, one thread each and
-# two side by side, whose times it tells to 20 %; Mamba-2's from its step beside Mamba's. CUDA: assumed.
+# two side by side, whose times it tells to a third; Mamba-2's from its step beside Mamba's. CUDA: assumed.
 EFFICIENCY = {
-    "cpu": {"gpt": 0.48, "llama": 0.55, "mamba": 0.33, "mamba2": 0.40, "hyena": 0.46},
+    "cpu": {"gpt": 0.49, "llama": 0.55, "mamba": 0.31, "mamba2": 0.36, "hyena": 0.40},
     "cuda": {"gpt": 0.40, "llama": 0.40, "mamba": 0.25, "mamba2": 0.25, "hyena": 0.25},
 }
 # Numbers that the backward keeps, in multiples of (layers x hidden size) per token: float32, and bfloat16 under CUDA's

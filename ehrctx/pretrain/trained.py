@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ehrctx.artifacts import read_manifest
+from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.study import Study
 
@@ -42,7 +42,12 @@ def read_json(file: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the files that its index names; all of them are there."""
     index = folder / "model.safetensors.index.json"
-    names = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
+    names = {"model.safetensors"}
+    if index.is_file():
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+            raise InputError(f"{index} is damaged: it names no files of weights. Fetch or make the folder again.")
+        names = set(named.values())
     files = [folder / Path(name).name for name in sorted(names)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -58,10 +63,13 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def check_starts(study: Study) -> None:
-    """Raises InputError if a folder that a model of `study` starts from is not there, or holds no model."""
+def check_starts(study: Study, results: Path = Path("results")) -> None:
+    """Raises InputError if a folder that a model of `study` will start from is not there, or holds no model.
+
+    A model that is finished under `results` needs its start no more.
+    """
     for model, start in study.start_from.items():
-        if start in study.models:
+        if start in study.models or (results / study.name / "models" / model / MANIFEST).is_file():
             continue
         folder = Path(start)
         try:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from ehrctx.artifacts import new_artifact
+from ehrctx.artifacts import MANIFEST, new_artifact
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.models.model import TimelineModel, build_model
@@ -21,6 +21,7 @@ from ehrctx.pretrain.batches import TrainingBatches
 from ehrctx.pretrain.flop import flop_per_token, matmul_rate
 from ehrctx.pretrain.measure import DOES_NOT_FIT, Measurement
 from ehrctx.pretrain.plan import plan, plan_models, plan_text, vocabulary_of
+from ehrctx.pretrain.trained import check_starts
 from ehrctx.study import ARCHITECTURES, ModelId, Pretraining, Study
 from ehrctx.timelines.store import KIND as TIMELINES
 from ehrctx.timelines.store import Timelines
@@ -272,6 +273,13 @@ SEVERAL = {"model.safetensors.index.json": '{"weight_map": {"a": "one", "b": "tw
         ({"config.json": "{}", "pytorch_model.bin": ""}, "{start} holds pytorch_model.bin and no model.safetensors: a"),
         ({"config.json": "[", "model.safetensors": ""}, "{start}/config.json is damaged: it is not a JSON object."),
         ({"config.json": "{}", **SEVERAL, "two": ...}, "{start} holds no two. Give a folder of a model in"),
+        *(
+            (
+                {"config.json": "{}", "model.safetensors.index.json": index},
+                "{start}/model.safetensors.index.json is damaged: it names no files of weights.",
+            )
+            for index in ("{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}')
+        ),
     ],
 )
 def test_a_folder_to_start_from_that_holds_no_model_is_refused(at_the_repository, tmp_path, files, words):
@@ -285,6 +293,15 @@ def test_a_folder_to_start_from_that_holds_no_model_is_refused(at_the_repository
         plan(study_of(start_from={"gpt-tiny-64": str(start)}))
     assert str(caught.value).startswith(f"`start_from` of gpt-tiny-64: {words.format(start=start)}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_trained_model_needs_its_start_no_more(tmp_path):
+    study = study_of(start_from={"gpt-tiny-64": str(tmp_path / "removed")})
+    with pytest.raises(InputError, match="no such folder"):
+        check_starts(study, tmp_path)
+    (tmp_path / "planned/models/gpt-tiny-64").mkdir(parents=True)
+    (tmp_path / "planned/models/gpt-tiny-64" / MANIFEST).write_text("{}")
+    check_starts(study, tmp_path)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -9,6 +9,7 @@ attention, whose many small products oneDNN slows down.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,20 +25,35 @@ _log = logging.getLogger(__name__)
 _ROUNDING = 1e-5  # of the largest value; bfloat16 has 4e-3
 
 
-@contextmanager
-def _bfloat16_allowed() -> Iterator[None]:
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+class _Permission:
+    """To round to bfloat16: the process's, so that threads share it, and the last to leave takes it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.holders, self.before = threading.Lock(), 0, "none"
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        with self.lock:
+            if not self.holders:
+                self.before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+            self.holders += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.holders -= 1
+                if not self.holders:
+                    matmul.fp32_precision = self.before
+
+
+_bfloat16_allowed = _Permission()
 
 
 def loses_nothing() -> bool:
     """Whether a float32 product on this CPU stays one when bfloat16 is allowed."""
     generator = torch.Generator("cpu").manual_seed(0)
-    a, b = (torch.randn(512, 512, generator=generator, device="cpu") for _ in range(2))
+    a, b = (torch.randn(512, 512, generator=generator, device="cpu", dtype=torch.float32) for _ in range(2))
     exact = a.double() @ b.double()
     with _bfloat16_allowed(), torch.autocast("cpu", enabled=False):
         found = a @ b
@@ -45,18 +61,18 @@ def loses_nothing() -> bool:
 
 
 @cache
-def onednn_helps() -> bool:
-    """Whether torch can be asked for oneDNN's products (by 2.9 or newer, with AVX-512), and they lose nothing."""
+def onednn_is_exact() -> bool:
+    """Whether torch can be asked for oneDNN's products (2.9 or newer, with AVX-512), and they lose nothing."""
     can_be_asked = hasattr(torch.backends.mkldnn, "matmul") and torch.backends.mkldnn.is_available()
-    helps = can_be_asked and torch.backends.cpu.get_cpu_capability() == "AVX512" and loses_nothing()
-    _log.info("Float32 products on the CPU by %s.", "oneDNN" if helps else "torch's own choice")
-    return helps
+    is_exact = can_be_asked and torch.backends.cpu.get_cpu_capability() == "AVX512" and loses_nothing()
+    _log.info("Float32 products on the CPU by %s.", "oneDNN" if is_exact else "torch's own choice")
+    return is_exact
 
 
 @contextmanager
 def onednn_products() -> Iterator[None]:
-    """Float32 products inside are oneDNN's where that helps; elsewhere, torch's own."""
-    if onednn_helps():
+    """Float32 products inside are oneDNN's where these are exact; elsewhere, torch's own."""
+    if onednn_is_exact():
         with _bfloat16_allowed():
             yield
     else:
@@ -100,7 +116,10 @@ def _is_ours(x: Tensor, weight: Tensor) -> bool:
 
 
 class Linear(nn.Module):
-    """torch's `nn.Linear` and transformers' `Conv1D`, which keeps its weight the other way round (same parameters)."""
+    """torch's `nn.Linear` and transformers' `Conv1D`, which keeps its weight the other way round (same parameters).
+
+    What looks for those classes (adapters, quantisation) finds them in an exported model. Not for `torch.func`.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -115,9 +134,12 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.t() if self.turned else self.weight, self.bias)
 
 
-def use_our_linear(network: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)) -> None:
-    """Replaces the layers of exactly these kinds by ours, in place, where that helps; the parameters are the same."""
-    if not onednn_helps():
+def use_our_linear(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Replaces the layers of exactly these kinds by ours, in place; the parameters are the same objects.
+
+    Only where oneDNN is exact: elsewhere torch's own layers serve.
+    """
+    if not onednn_is_exact():
         return
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
