@@ -418,7 +418,7 @@ def validation_curves(curves: pl.DataFrame) -> Figure:
             linestyle="-" if filled else ":",
             label=str(model),
         )
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * float(curves["tokens"].to_numpy().max()) / 1e6)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(y=0.15)

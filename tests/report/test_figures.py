@@ -351,6 +351,13 @@ def test_every_validation_is_drawn():
     assert axes.get_xlim()[0] == 0
 
 
+def test_a_single_validation_is_not_cut_off_by_the_frame():
+    curves = curves_of(grid(["gpt"], [64]))
+    (axes,) = validation_curves(curves.filter(pl.col("tokens") == curves["tokens"].max())).axes
+    last = float(line_of(axes, "gpt-tiny-64").get_xdata()[-1])
+    assert axes.get_xlim() == pytest.approx((0, 1.05 * last))
+
+
 # --- how it looks ---
 
 
