@@ -170,8 +170,8 @@ def test_plan_as_json_is_json(run, known_speed, repository):
         assert row["tokens"] == study["pretraining"]["tokens"]
         assert row["steps"] == 6  # 12,000 tokens, 2,000 a step
         assert 100_000 < row["parameters"] < 2_000_000
-        # trainings of both have reached about half of the matrix products' rate on a CPU
-        assert row["seconds"] == pytest.approx(row["petaflop"] * 1e15 / 1e10 / 0.5, rel=0.25)
+        # trainings of both have reached four to five tenths of the matrix products' rate on a CPU
+        assert row["seconds"] == pytest.approx(row["petaflop"] * 1e15 / 1e10 / 0.45, rel=0.2)
     assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in found["models"]))
 
 
