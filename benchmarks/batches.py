@@ -45,7 +45,7 @@ def model_rate(context: int, vocabulary: int) -> float:
 
 
 def main() -> None:
-    is_quick = options(__doc__, has_gpu=False).quick
+    is_quick = options(__doc__, runs_on_gpu=False).quick
     with tempfile.TemporaryDirectory() as folder:
         store = cohort(Path(folder), 2_000 if is_quick else 20_000)
         for context in (64, 512, 4_096):

@@ -29,7 +29,7 @@ def by_sklearn(y: np.ndarray, p: np.ndarray, draws: np.ndarray) -> None:
 
 
 def main() -> None:
-    is_quick = options(__doc__, has_gpu=False).quick
+    is_quick = options(__doc__, runs_on_gpu=False).quick
     replicates = 100 if is_quick else 1_000
     for n, subjects in ((1_800, 550), (60_000, 2_200)):
         y, p, of = labels(n, subjects)

@@ -26,8 +26,8 @@ class Options(NamedTuple):
     device: str
 
 
-def options(description: str | None, has_gpu: bool = True) -> Options:
-    """What the command line says; without `has_gpu`, what is measured runs on the CPU alone."""
+def options(description: str | None, runs_on_gpu: bool = True) -> Options:
+    """What the command line says; without `runs_on_gpu`, what is measured runs on the CPU alone."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats: under a minute")
     parser.add_argument(
@@ -36,7 +36,7 @@ def options(description: str | None, has_gpu: bool = True) -> Options:
     )  # fmt: skip
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    device = asked.device if has_gpu else "cpu"
+    device = asked.device if runs_on_gpu else "cpu"
     if device == "cuda":
         if not torch.cuda.is_available():
             parser.error("no GPU that torch can use is here; leave out --device")

@@ -2,8 +2,8 @@
 
 Hyena, which transformers has not, is held against itself with the published operator and all logits at once.
 transformers' loop for Mamba has a quadratic backward: its baseline is 2 x 256, and a single step at 8 x 512; on a GPU
-transformers is measured with mamba-ssm's kernels where they are installed. There, all models are of paper size, under
-bfloat16 autocast, and a second line holds each against the peak of matrix products.
+transformers is measured with mamba-ssm's kernels where they are installed, and all models are of paper size, under
+bfloat16 autocast. A line of its own holds each of ours against the peak of matrix products.
 """
 
 from __future__ import annotations

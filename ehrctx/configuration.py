@@ -79,11 +79,14 @@ def _found(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
-def _keys_without_quotes(values: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
-    """YAML makes numbers, dates, truth values and nothing of words that no configuration has for a key."""
+def _keys_that_are_no_text(values: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """A sentence for each: YAML makes numbers, dates, truth values and nothing of some words."""
+    if isinstance(values, list | tuple):
+        for position, value in enumerate(values):
+            yield from _keys_that_are_no_text(value, (*place, str(position)))
     for key, value in values.items() if isinstance(values, Mapping) else ():
         if isinstance(key, str):
-            yield from _keys_without_quotes(value, (*place, key))
+            yield from _keys_that_are_no_text(value, (*place, key))
         else:
             within = f" in `{'.'.join(place)}`" if place else ""
             yield f"a key{within} is {_found(key)}, not text: put it in quotes"
@@ -112,10 +115,13 @@ def _sentences(model: type[Config], values: Any, errors: Iterable[Any]) -> Itera
 
 
 def validate(model: type[C], values: Any, source: str) -> C:
-    """`values` (a mapping from YAML or JSON) as a `model`; `source` names the file in errors."""
+    """`values` (a mapping from YAML or JSON) as a `model`.
+
+    Raises InputError with a sentence for each mistake, led by `source`: the file or option that the values are from.
+    """
     if not isinstance(values, Mapping):
         raise InputError(f"{source}: expected keys and values, found {_found(values)}.")
-    if wrong := list(_keys_without_quotes(values)):
+    if wrong := list(_keys_that_are_no_text(values)):
         raise InputError(f"{source}: {'; '.join(wrong)}")
     try:
         return model.model_validate(dict(values))
@@ -150,7 +156,10 @@ def _parsed(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """What the YAML file at `path` says, unchecked."""
+    """What the YAML file at `path` says, unchecked.
+
+    Raises InputError where it is not there, no text or no YAML, or gives a key twice.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}.")
@@ -162,17 +171,23 @@ def read_yaml(path: Path) -> Any:
 
 
 def load(model: type[C], path: Path) -> C:
-    """The YAML file at `path` as a `model`."""
+    """The YAML file at `path` as a `model`. Raises InputError, as `read_yaml` and `validate` do."""
     return validate(model, read_yaml(path), str(path))
 
 
 def settings(model: type[C], text: str | None, option: str = "--settings") -> C:
-    """A section given on the command line as YAML or JSON text, `'{tokens: 2_000_000}'`; the defaults for None."""
+    """A section given on the command line as YAML or JSON text, `'{tokens: 2_000_000}'`; the defaults for None.
+
+    Raises InputError that names `option`.
+    """
     return model() if text is None else validate(model, _parsed(text, option), option)
 
 
 def find(name_or_path: str, folder: Path, what: str) -> Path:
-    """`clmbr` -> `<folder>/clmbr.yaml`; anything with a suffix or a slash is a path already."""
+    """`clmbr` -> `<folder>/clmbr.yaml`; anything with a suffix or a slash is a path already.
+
+    Raises InputError, with the nearest of the known names, where there is no such `what`.
+    """
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         if not path.is_file():

@@ -101,6 +101,7 @@ def test_nearest_is_deterministic():
     [
         ({None: 1}, "a key is nothing, not text: put it in quotes"),
         ({"start_from": {1.5: "x"}}, "a key in `start_from` is 1.5, not text: put it in quotes"),
+        ({"models": [{1: 2}]}, "a key in `models.0` is 1, not text: put it in quotes"),
         ({"pretraining": {True: 1}}, "a key in `pretraining` is true, not text: put it in quotes"),
         ({"name": date(2020, 1, 1)}, "`name`: expected text, found the date 2020-01-01"),
         ({"name": True}, "`name`: expected text, found true"),

@@ -27,7 +27,7 @@ def trained_model(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file of a model's folder."""
+    """A JSON file of a model's folder. Raises InputError where it is not there, or is no JSON object."""
     if not file.is_file():
         raise InputError(f"{file.parent} holds no {file.name}. Give a folder of a model in Hugging Face's layout.")
     try:
@@ -40,7 +40,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the files that its index names; all of them are there."""
+    """model.safetensors, or the files that its index names. Raises InputError where one of them is not there."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():

@@ -32,7 +32,7 @@ CAN_BE_ASKED = pytest.mark.skipif(
 
 
 @pytest.fixture
-def ours(monkeypatch):
+def our_layers(monkeypatch):
     """Our layers on any CPU, though it may not be asked for oneDNN's products or they may not be exact there."""
     if not linear.onednn_is_exact():
         monkeypatch.setattr(linear, "onednn_is_exact", lambda: True)
@@ -71,7 +71,7 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 3, 48), (0, 48)])
 @pytest.mark.parametrize("name", LAYERS)
-def test_output_and_gradients_are_those_of_float64(ours, name, shape):
+def test_output_and_gradients_are_those_of_float64(our_layers, name, shape):
     layer = layer_of(name)
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
     found = outcome(Linear(layer), x)
@@ -83,7 +83,7 @@ def test_output_and_gradients_are_those_of_float64(ours, name, shape):
         assert not exact.numel() or (ours - exact).abs().amax() <= 1e-5 * exact.abs().amax()
 
 
-def test_what_needs_no_gradient_gets_none(ours):
+def test_what_needs_no_gradient_gets_none(our_layers):
     layer = Linear(layer_of("linear"))
     layer.weight.requires_grad_(False)
     layer(torch.ones(2, 48)).sum().backward()
@@ -123,7 +123,7 @@ def test_threads_that_come_and_go_leave_nothing_behind(monkeypatch):
     assert matmul.fp32_precision == before
 
 
-def test_a_compiler_gets_torch_s_own_layers(ours):
+def test_a_compiler_gets_torch_s_own_layers(our_layers):
     layer = Linear(layer_of("turned"))
     x = torch.randn(3, 48)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -163,7 +163,7 @@ def test_where_it_is_not_exact_all_is_as_it_was(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_autocast_and_other_precisions_are_torch_s(ours, name):
+def test_autocast_and_other_precisions_are_torch_s(our_layers, name):
     layer = layer_of(name)
     x = torch.randn(3, 48)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -175,7 +175,7 @@ def test_autocast_and_other_precisions_are_torch_s(ours, name):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_layer_of_a_model_is_ours_and_its_weights_keep_their_names(ours, arch):
+def test_every_layer_of_a_model_is_ours_and_its_weights_keep_their_names(our_layers, arch):
     model = build_model(ModelId.parse(f"{arch}-tiny-16"), 20, seed=0)
     body = model.network.base_model
     kinds = [type(module) for name, module in body.named_modules() if ".filter." not in name]

@@ -250,7 +250,7 @@ def test_a_base_model_and_a_head_beside_it(store, tmp_path):
     with torch.no_grad():
         states = network.transformer(windows()).last_hidden_state
         expected = states @ head.t()
-        torch.testing.assert_close(model.logits(windows()), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+        torch.testing.assert_close(model.logits(windows()), expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
         save_model(model, tmp_path / "saved")
         again = load_model(tmp_path / "saved").eval()
         torch.testing.assert_close(again.logits(windows()), model.logits(windows()), atol=0, rtol=0)

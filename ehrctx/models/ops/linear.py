@@ -80,7 +80,7 @@ def onednn_products() -> Iterator[None]:
 
 
 class _Linear(torch.autograd.Function):
-    """x [..., inputs]; weight [inputs, outputs] if `turned`, else [outputs, inputs]."""
+    """x [..., inputs]; weight [inputs, outputs] if `turned`, else [outputs, inputs]; bias [outputs] or None."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
