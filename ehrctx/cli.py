@@ -39,6 +39,7 @@ Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no track
 COUNTED = {
     "labels", "positive", "left_out", "without_features", "without_timeline", "zero_or_undefined", "subjects", "rows",
     "subjects_without_token", "events_by_outcome", "events_before_origin", "train", "tuning", "held_out",
+    "prediction_times",
 }  # fmt: skip
 
 
@@ -150,6 +151,19 @@ def label(
 
 
 @app.command()
+def groups(
+    data: Data,
+    labels: LabelsFolder,
+    out: Out,
+    profile: Profile = "simulated",
+) -> None:
+    """Write to which groups (age, sex, what the profile names) each subject belongs at each prediction time."""
+    from ehrctx.probe.groups import write_groups
+
+    _print(write_groups(data, profile, labels, out))
+
+
+@app.command()
 def pretrain(
     timelines: TimelinesFolder,
     model: Annotated[str, typer.Option(help="<arch>-<size>-<context>[-s<seed>], as in mamba-tiny-4096")],
@@ -253,8 +267,9 @@ def score(
     predictions: Annotated[list[Path], typer.Option(help="folders that `ehrctx probe` wrote; repeat for several")],
     model: Annotated[list[Path], typer.Option(help="folders that `ehrctx pretrain` wrote; repeat for several")],
     labels: LabelsFolder,
+    groups: Annotated[Path, typer.Option(help="folder that `ehrctx groups` wrote")],
     splits: SplitsFile,
-    out: Annotated[Path, typer.Option(help="folder for the tables: scores, differences, labels, models, curves")],
+    out: Annotated[Path, typer.Option(help="folder for the tables: scores.csv, differences.csv …")],
     settings: Settings = None,
     privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
     tracking: Store = None,
@@ -262,12 +277,11 @@ def score(
 ) -> None:
     """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
     from ehrctx.configuration import settings as parse
-    from ehrctx.probe.score import write_scores
+    from ehrctx.probe.tables import write_tables
     from ehrctx.study import Privacy, Statistics
 
-    table = write_scores(
-        predictions, model, labels, splits, parse(Statistics, settings), parse(Privacy, privacy, "--privacy"), out
-    )
+    chosen = parse(Statistics, settings), parse(Privacy, privacy, "--privacy")
+    table = write_tables(predictions, model, labels, groups, splits, *chosen, out)
     if tracking is not None:
         from ehrctx.report.tracking import log_scores
 

@@ -241,11 +241,23 @@ class Probe(Config):
 
 
 class Statistics(Config):
-    """Patient-level bootstrap."""
+    """Patient-level bootstrap, and the risks from which on one would act."""
 
     replicates: int = Field(1000, ge=20)
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        min_length=1,
+        description="of net benefit, rising",
+    )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _rising(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if list(thresholds) != sorted(set(thresholds)):
+            raise ValueError(f"{', '.join(f'{t:g}' for t in thresholds)} do not rise; write each once, in order")
+        return thresholds
 
 
 class Perplexity(Config):

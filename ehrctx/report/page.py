@@ -17,6 +17,7 @@ from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.report.figures import (
     BASELINES,
@@ -31,7 +32,6 @@ from ehrctx.report.figures import (
     validation_curves,
 )
 from ehrctx.report.sentences import (
-    FEW_POSITIVES,
     against_baseline,
     best_sentence,
     context_sentence,

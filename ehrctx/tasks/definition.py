@@ -13,6 +13,8 @@ from ehrctx.configuration import Config, find, read_yaml, validate
 from ehrctx.errors import InputError, nearest
 
 DEFINITIONS = Path(__file__).parent / "definitions"
+MACRO = "macro"  # what stands for a task's name in rows of the mean over tasks
+MACRO_MANY_POSITIVES = "macro_many_positives"  # and of the mean over those that rest on many positive subjects
 Concepts = dict[str, tuple[str, ...]]
 
 
@@ -22,8 +24,8 @@ def plain_unit(unit: str) -> str:
 
 
 def _own_name(task: str) -> str:
-    if task == "macro":
-        raise ValueError("'macro' is the name of the mean over tasks; choose another")
+    if task in (MACRO, MACRO_MANY_POSITIVES):
+        raise ValueError(f"{task!r} is the name of a mean over tasks; choose another")
     return task
 
 

@@ -19,6 +19,8 @@ from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Laboratory, load_definition
 from ehrctx.tasks.given import label_files, read_given
+from ehrctx.tasks.history import FILE as HISTORY_FILE
+from ehrctx.tasks.history import history_of
 from ehrctx.tasks.labelers import label_shard
 
 KIND = "labels"
@@ -84,7 +86,10 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     else:
         settings["profile"] = profile.model_dump()
         made = make_labels(dataset, profile, definitions)
+    # of all labels: those that a limit leaves out have happened, too
+    history = pl.concat([history_of(definition, made[definition.task][0]) for definition in definitions])
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
+        history.write_parquet(folder / HISTORY_FILE)
         for definition in definitions:
             labels, left_out = made[definition.task]
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
