@@ -21,6 +21,12 @@ def plain_unit(unit: str) -> str:
     return re.sub("µ|μ|mc", "u", unit.lower().replace(" ", ""))
 
 
+CHEXPERT = (
+    "EHRSHOT's task 'chexpert' holds 14 findings in one number, and the study leaves it out. Leave it out too, or "
+    "write labels of True and False for each finding, under names of your own."
+)
+
+
 def _own_name(task: str) -> str:
     if task == "macro":
         raise ValueError("'macro' is the name of the mean over tasks; choose another")
@@ -145,6 +151,8 @@ FAMILIES: dict[str, type[Definition]] = {
 
 def load_definition(name_or_path: str) -> Definition:
     """A shipped definition by name, or one from a file."""
+    if name_or_path == "chexpert":
+        raise InputError(CHEXPERT)
     path = find(name_or_path, DEFINITIONS, "task")
     values = read_yaml(path)
     family = values.get("family") if isinstance(values, Mapping) else "stay"  # `validate` says what is wrong

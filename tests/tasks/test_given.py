@@ -60,10 +60,22 @@ def test_ehrshots_layout_and_the_flat_one(tmp_path):
     assert label_files(tmp_path, [SODIUM, STAY]) == {SODIUM: flat, STAY: deep}
 
 
-def test_ehrshots_layout_wins_where_both_are_there(tmp_path):
+@pytest.mark.parametrize("place", [f"{STAY}/labeled_patients.csv", f"{STAY}.csv"])
+def test_csv_in_both_places(tmp_path, place):
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("patient_id,prediction_time,value,label_type\n")
+    assert label_files(tmp_path, [STAY]) == {STAY: file}
+
+
+@pytest.mark.parametrize("other", [f"{STAY}.parquet", f"{STAY}.csv", f"{STAY}/labeled_patients.csv"])
+def test_two_files_of_one_task_are_refused_by_name(tmp_path, other):
     deep = put(frame(boolean_value=[True]), tmp_path / STAY / "labels.parquet")
-    put(frame(boolean_value=[False]), tmp_path / f"{STAY}.parquet")
-    assert label_files(tmp_path, [STAY]) == {STAY: deep}
+    (tmp_path / other).write_bytes(b"")
+    message = refusal_of(label_files, tmp_path, [STAY])
+    assert f"{tmp_path} holds two files of '{STAY}'" in message
+    assert str(deep) in message
+    assert str(tmp_path / other) in message
 
 
 def test_folder_of_the_tasks_name_without_its_file_does_not_hide_the_flat_one(tmp_path):
@@ -73,11 +85,12 @@ def test_folder_of_the_tasks_name_without_its_file_does_not_hide_the_flat_one(tm
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
-def test_task_without_a_file_names_both_places(tmp_path, folder):
+def test_task_without_a_file_names_every_place(tmp_path, folder):
     put(frame(boolean_value=[True]), tmp_path / f"{STAY}.parquet")
     message = refusal_of(label_files, tmp_path / folder, [STAY, SODIUM] if not folder else [SODIUM])
     assert message.startswith(f"no labels of '{SODIUM}' in {tmp_path / folder}: ")
-    assert f"put {SODIUM}/labels.parquet or {SODIUM}.parquet there" in message
+    for place in ("/labels.parquet", "/labeled_patients.csv", ".parquet", ".csv"):
+        assert f"{SODIUM}{place}" in message
 
 
 # --- what the columns mean ----------------------------------------------------------------------------------------
