@@ -137,7 +137,7 @@ def tokenize(
 def label(
     data: Data,
     out: Out,
-    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one; repeat for several")],
+    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one or of labels; repeatable")],
     profile: Profile = "simulated",
     settings: Settings = None,
 ) -> None:

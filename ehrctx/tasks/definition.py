@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ehrctx.configuration import Config, find, read_yaml, validate
 from ehrctx.errors import InputError, nearest
+from ehrctx.tasks.label_files import SUFFIXES, WHOLE
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 Concepts = dict[str, tuple[str, ...]]
@@ -27,7 +28,12 @@ CHEXPERT = (
 )
 
 
+NAME = r"^[a-z0-9][a-z0-9_]*$"
+
+
 def _own_name(task: str) -> str:
+    if task == "chexpert":
+        raise ValueError(CHEXPERT)
     if task == "macro":
         raise ValueError("'macro' is the name of the mean over tasks; choose another")
     return task
@@ -37,7 +43,7 @@ class _Task(Config):
     needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
 
     task: Annotated[str, AfterValidator(_own_name)] = Field(
-        pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows"
+        pattern=NAME, description="names the label file and the rows"
     )
     question: str
     source: str = ""
@@ -139,23 +145,64 @@ class Diagnosis(_Task):
         return self
 
 
+class Given(_Task):
+    """Labels that are there already."""
+
+    family: Literal["given"]
+    labels: str = Field(description="a label file, or a folder with one or its shards; relative to the definition")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, from another folder than the one that its path is relative to."""
+        return self.model_copy(update={"labels": str(folder / self.labels)})
+
+
 Definition = Stay | Icu | Readmission | Laboratory | Diagnosis
-FAMILIES: dict[str, type[Definition]] = {
+Task = Definition | Given
+FAMILIES: dict[str, type[Task]] = {
     "stay": Stay,
     "icu": Icu,
     "readmission": Readmission,
     "laboratory": Laboratory,
     "diagnosis": Diagnosis,
+    "given": Given,
 }
 
 
-def load_definition(name_or_path: str) -> Definition:
-    """A shipped definition by name, or one from a file."""
+def _given_at(place: Path) -> Given:
+    """The task that a label file or a folder of labels stands for: its name is theirs."""
+    own = place.parent if place.name in WHOLE else place
+    name = own.stem if own.suffix in SUFFIXES else own.name
+    if not place.exists():
+        raise InputError(f"no such label file: {place}.")
+    if not re.fullmatch(NAME, name):
+        raise InputError(
+            f"{place}: {name!r} is no name of a task, which has lower-case letters, digits and _ alone. Rename it, or "
+            f"write a definition with `family: given` and the path as `labels`."
+        )
+    values = {"task": name, "family": "given", "question": f"as given in {place}", "labels": str(place)}
+    return validate(Given, values, str(place))
+
+
+def load_definition(name_or_path: str) -> Task:
+    """A shipped definition by name, one from a file, or the labels in a file or folder."""
     if name_or_path == "chexpert":
         raise InputError(CHEXPERT)
+    place = Path(name_or_path)
+    if place.suffix in SUFFIXES or ("/" in name_or_path and place.is_dir()):
+        return _given_at(place)
     path = find(name_or_path, DEFINITIONS, "task")
     values = read_yaml(path)
     family = values.get("family") if isinstance(values, Mapping) else "stay"  # `validate` says what is wrong
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
-    return validate(FAMILIES[family], values, str(path))
+    definition = validate(FAMILIES[family], values, str(path))
+    return definition.beside(path.parent) if isinstance(definition, Given) else definition
+
+
+def load_definitions(names_or_paths: Sequence[str]) -> list[Task]:
+    """Those of a study. Raises InputError if two have the same name."""
+    definitions = [load_definition(task) for task in names_or_paths]
+    names = [definition.task for definition in definitions]
+    if len(set(names)) < len(names):
+        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    return definitions

@@ -17,8 +17,8 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
-from ehrctx.tasks.definition import Definition, Laboratory, load_definition
-from ehrctx.tasks.given import label_files, read_given
+from ehrctx.tasks.definition import Definition, Given, Laboratory, load_definitions
+from ehrctx.tasks.imports import import_labels
 from ehrctx.tasks.labelers import label_shard
 
 KIND = "labels"
@@ -64,26 +64,21 @@ def make_labels(
 
 
 def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path) -> dict[str, Any]:
-    """Labels every subject for every task (or takes `choices.given`) and writes `<task>.parquet` files to `out`.
+    """Labels every subject for every task (or takes labels that are given) and writes `<task>.parquet` files to `out`.
 
     Returns, by task, how many labels were made, positive, and left out for which reason.
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
-    definitions = [load_definition(task) for task in tasks]
-    names = [d.task for d in definitions]
-    if len(set(names)) < len(names):
-        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    definitions = load_definitions(tasks)
     facts: dict[str, Any] = {}
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
-    inputs = {"events": data}
-    if choices.given:
-        files = label_files(Path(choices.given), names)
-        inputs |= {f"labels of {task}": file for task, file in files.items()}
-        made = {task: (read_given(file), Counter[str]()) for task, file in files.items()}
-    else:
+    made, files = import_labels(definitions, choices.given)
+    to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given)]
+    if to_make:
         settings["profile"] = profile.model_dump()
-        made = make_labels(dataset, profile, definitions)
+        made |= make_labels(dataset, profile, to_make)
+    inputs = {"events": data} | files
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
             labels, left_out = made[definition.task]
