@@ -73,7 +73,7 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     definitions = load_definitions(tasks)
     facts: dict[str, Any] = {}
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
-    made, files = import_labels(definitions, choices.given)
+    made, files = import_labels(dataset, definitions, choices.given)
     to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given)]
     if to_make:
         settings["profile"] = profile.model_dump()
