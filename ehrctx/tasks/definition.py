@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -156,8 +156,25 @@ class Given(_Task):
         return self.model_copy(update={"labels": str(folder / self.labels)})
 
 
+class Femr(_Task):
+    """What a labeler says that was written for femr (`femr.labelers.Labeler`)."""
+
+    family: Literal["femr"]
+    labeler: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="file.py:Class; relative to the definition")
+    arguments: dict[str, Any] = Field({}, description="of its constructor")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, from another folder than the one that its path is relative to."""
+        return self.model_copy(update={"labeler": str(folder / self.labeler)})
+
+    @property
+    def file(self) -> Path:
+        """Where the class is written."""
+        return Path(self.labeler.rpartition(":")[0])
+
+
 Definition = Stay | Icu | Readmission | Laboratory | Diagnosis
-Task = Definition | Given
+Task = Definition | Given | Femr
 FAMILIES: dict[str, type[Task]] = {
     "stay": Stay,
     "icu": Icu,
@@ -165,6 +182,7 @@ FAMILIES: dict[str, type[Task]] = {
     "laboratory": Laboratory,
     "diagnosis": Diagnosis,
     "given": Given,
+    "femr": Femr,
 }
 
 
@@ -196,7 +214,11 @@ def load_definition(name_or_path: str) -> Task:
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
     definition = validate(FAMILIES[family], values, str(path))
-    return definition.beside(path.parent) if isinstance(definition, Given) else definition
+    if isinstance(definition, Given | Femr):
+        definition = definition.beside(path.parent)
+    if isinstance(definition, Femr) and not definition.file.is_file():
+        raise InputError(f"{path}: no such file: {definition.file}. Mend `labeler`.")
+    return definition
 
 
 def load_definitions(names_or_paths: Sequence[str]) -> list[Task]:

@@ -10,7 +10,8 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, read_raw, violations_of
-from ehrctx.tasks.definition import Given, Laboratory, Task
+from ehrctx.tasks.definition import Femr, Given, Laboratory, Task
+from ehrctx.tasks.femr_labels import femr_labels
 from ehrctx.tasks.given import read_given
 from ehrctx.tasks.label_files import files_at, label_files
 from ehrctx.tasks.labelers import LABEL_SCHEMA, Labels
@@ -30,6 +31,12 @@ def given_files(tasks: Sequence[Task], given: str | None) -> dict[str, tuple[Pat
         elif given:
             found[task.task] = label_files(Path(given), task.task)
     return found
+
+
+def watched_files(tasks: Sequence[Task], given: str | None) -> list[Path]:
+    """The files besides the definitions on which the labels depend."""
+    files = [file for of_task in given_files(tasks, given).values() for file in of_task]
+    return files + [task.file for task in tasks if isinstance(task, Femr) and not given]
 
 
 def first_events(dataset: Dataset) -> pl.DataFrame:
@@ -75,6 +82,8 @@ def import_labels(
     """By task, the usable labels of those tasks that are not made here, and what was left out; and the files read."""
     files = given_files(tasks, given)
     read = {task: pl.concat([read_given(file) for file in of_task]) for task, of_task in files.items()}
+    labelers = [task for task in tasks if isinstance(task, Femr) and task.task not in read]
+    read |= femr_labels(dataset, labelers)
     if not read:
         return {}, {}
     first = first_events(dataset)
@@ -84,4 +93,5 @@ def import_labels(
         for task, of_task in files.items()
         for part, file in enumerate(of_task, 1)
     }
+    inputs |= {f"labeler of {task.task}": task.file for task in labelers}
     return {task: usable(labels, first, task in several) for task, labels in read.items()}, inputs

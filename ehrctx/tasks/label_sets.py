@@ -17,7 +17,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
-from ehrctx.tasks.definition import Definition, Given, Laboratory, load_definitions
+from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, load_definitions
 from ehrctx.tasks.imports import import_labels
 from ehrctx.tasks.labelers import label_shard
 
@@ -74,7 +74,7 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     facts: dict[str, Any] = {}
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
     made, files = import_labels(dataset, definitions, choices.given)
-    to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given)]
+    to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given | Femr)]
     if to_make:
         settings["profile"] = profile.model_dump()
         made |= make_labels(dataset, profile, to_make)

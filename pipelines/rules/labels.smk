@@ -3,7 +3,7 @@ rule label:
     input:
         EVENTS,
         rules.check.output,
-        [str(file) for files in GIVEN.values() for file in files],
+        GIVEN,
         profile=PROFILE,
     output:
         directory(f"{RESULTS}/labels"),

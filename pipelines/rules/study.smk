@@ -12,7 +12,7 @@ from ehrctx.events.profile import find_profile
 from ehrctx.pretrain.trained import check_starts
 from ehrctx.study import ModelId, Study
 from ehrctx.tasks.definition import load_definitions
-from ehrctx.tasks.imports import given_files
+from ehrctx.tasks.imports import watched_files
 from ehrctx.timelines.spec import find_spec
 
 # Jobs find this environment's commands, whether or not it was activated.
@@ -34,7 +34,7 @@ try:
     # A MEDS data set is used in place; without one, the cohort is simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
-    GIVEN = given_files(TASKS, STUDY.labels.given)
+    GIVEN = [str(file) for file in watched_files(TASKS, STUDY.labels.given)]
     EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
 except InputError as error:
     raise WorkflowError(str(error)) from None
