@@ -26,7 +26,7 @@ TABLES = {
     "scores": "task,model,head,k,replicate,score,value,lower,upper,n,n_positive,n_subjects,n_positive_subjects",
     "differences": "task,model,head,k,replicate,reference,reference_head,score,value,lower,upper,n,n_positive,"
     "n_subjects,n_positive_subjects",
-    "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note",
+    "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note,left_out",
     "models": "model,arch,context,parameters,tokens,seconds,tokens_per_second,real_token_share,subjects,passes,device,"
     "earlier_tokens,validation_loss",
     "curves": "model,arch,context,tokens,loss",

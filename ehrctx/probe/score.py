@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.statistics import SCORES, interval, scores, subject_draws
 from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_sum, suppress
 from ehrctx.study import Privacy, Statistics
-from ehrctx.tasks.label_sets import read_labels
+from ehrctx.tasks.label_sets import read_labels, read_left_out
 
 EVALUATED = "held_out"
 KEYS = ["task", "model", "head", "k", "replicate"]
@@ -130,6 +130,12 @@ def label_table(
     return pl.DataFrame(rows)
 
 
+def left_out_text(left_out: Mapping[str, int], privacy: Privacy) -> str:
+    """How many labels of one task were left out for which reason, in words; small counts are masked."""
+    least = privacy.minimum_count
+    return "; ".join(f"{f'{n:,}' if n >= least else f'<{least}'} {reason}" for reason, n in left_out.items() if n)
+
+
 def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """One row per trained model (architecture, context, parameters, tokens, speed …), and its validation losses.
 
@@ -197,7 +203,10 @@ def write_scores(
     _refuse_other_splits([frame for _, frame, _ in read], splits, splits_file)
     table, differences = score_tables([frame for _, frame, _ in read], statistics)
     reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
-    counted = label_table(read_labels(labels_folder), splits, reasons)
+    left_out = {task: left_out_text(found, privacy) for task, found in read_left_out(labels_folder).items()}
+    counted = label_table(read_labels(labels_folder), splits, reasons).with_columns(
+        left_out=pl.col("task").replace_strict(left_out, default="", return_dtype=pl.String)
+    )
     trained, curves = model_tables(models)
     frames = {
         "scores": suppress(table, ["task"], privacy, _hide_parts_of_the_mean),

@@ -105,6 +105,11 @@ def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
     }
 
 
+def read_left_out(folder: Path) -> dict[str, dict[str, int]]:
+    """By task, how many labels of a finished folder were left out for which reason."""
+    return {task: facts.get("left_out", {}) for task, facts in read_manifest(folder, KIND)["facts"].items()}
+
+
 def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """The distinct (subject_id, prediction_time) of all tasks, in order."""
     keys = [frame.select("subject_id", "prediction_time") for frame in labels.values()]
