@@ -138,7 +138,7 @@ def tokenize(
 def label(
     data: Data,
     out: Out,
-    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one; repeat for several")],
+    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one or of labels; repeatable")],
     profile: Profile = "simulated",
     settings: Settings = None,
 ) -> None:
@@ -277,11 +277,11 @@ def score(
 ) -> None:
     """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
     from ehrctx.configuration import settings as parse
-    from ehrctx.probe.tables import write_tables
+    from ehrctx.probe.tables import write_scores
     from ehrctx.study import Privacy, Statistics
 
     chosen = parse(Statistics, settings), parse(Privacy, privacy, "--privacy")
-    table = write_tables(predictions, model, labels, groups, splits, *chosen, out)
+    table = write_scores(predictions, model, labels, groups, splits, *chosen, out)
     if tracking is not None:
         from ehrctx.report.tracking import log_scores
 

@@ -76,7 +76,7 @@ class Labels(Config):
     """Which labels of a task are used."""
 
     given: str | None = Field(
-        None, description="a folder of label files, <task>/labels.parquet or <task>.parquet, instead of making labels"
+        None, description="a folder of label files of all tasks, instead of making labels; see docs/studies.md"
     )
     max_times_per_subject: int | None = Field(
         None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
@@ -296,7 +296,9 @@ class Study(Config):
     start_from: dict[str, str] = Field(
         {}, description="model -> whose weights it starts from: another model of the study, or a folder"
     )
-    tasks: tuple[str, ...] = Field(min_length=1, description="shipped definitions, or paths of your own")
+    tasks: tuple[str, ...] = Field(
+        min_length=1, description="shipped definitions, or paths of your own, or of label files"
+    )
     labels: Labels = Labels()
     pretraining: Pretraining = Pretraining()
     probe: Probe = Probe()

@@ -406,6 +406,19 @@ def test_labels_in_the_layout_of_ehrshot_are_taken_as_they_are(run, cohort, repo
         assert (facts[task]["labels"], facts[task]["positive"]) == (40, sum(positive))
 
 
+def test_a_label_file_that_is_wrong_is_one_sentence_and_exit_code_2(run, cohort, tmp_path):
+    lines = [f"{i},2012-05-03T23:59:00,True,boolean" for i in range(16)]
+    file = tmp_path / "new_lupus.csv"
+    file.write_text("\n".join(["patient_id,prediction_time,value,label_type", *lines, "17,05/03/2012,True,boolean"]))
+    code, printed, said = run("label", cohort.events, "--task", file, "--out", tmp_path / "labels")
+    assert (code, printed) == (2, "")
+    assert said == (
+        f"error: {file}, row 17: prediction_time is not an ISO date-time (it looks like MM/DD/YYYY). "
+        f"Write it as YYYY-MM-DDTHH:MM:SS.\n"
+    )
+    assert not (tmp_path / "labels").exists()
+
+
 def test_the_limit_of_times_holds_for_given_labels(run, cohort, write_given_labels, tmp_path):
     subjects = pl.read_parquet(cohort.splits)["subject_id"].to_list()[:9]
     given = write_given_labels(tmp_path / "given", ["guo_los", "lab_anemia"], subjects)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_partition, 
 from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 from ehrctx.tasks.history import read_history
-from ehrctx.tasks.label_sets import read_labels
+from ehrctx.tasks.label_sets import read_labels, read_left_out
 
 FLAGGED = "n_flagged_subjects"
 
@@ -45,6 +45,12 @@ def label_table(
             counts = count_labels(part["boolean_value"].to_numpy(), part["subject_id"].to_numpy())
             rows.append({"task": task, "split": split, **counts, "note": estimable.get(task) or ""})
     return pl.DataFrame(rows)
+
+
+def left_out_text(left_out: Mapping[str, int], privacy: Privacy) -> str:
+    """How many labels of one task were left out for which reason, in words; small counts are masked."""
+    least = privacy.minimum_count
+    return "; ".join(f"{f'{n:,}' if n >= least else f'<{least}'} {reason}" for reason, n in left_out.items() if n)
 
 
 def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -161,7 +167,7 @@ def evaluate(
     return found, tables.scores
 
 
-def write_tables(
+def write_scores(
     predictions: Sequence[Path],
     models: Sequence[Path],
     labels_folder: Path,
@@ -187,7 +193,10 @@ def write_tables(
     _refuse_other_splits(frames, splits, splits_file)
     found, scores = evaluate(frames, read_groups(groups_folder), read_history(labels_folder), statistics, privacy)
     reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
-    counted = label_table(read_labels(labels_folder), splits, reasons)
+    left_out = {task: left_out_text(counts, privacy) for task, counts in read_left_out(labels_folder).items()}
+    counted = label_table(read_labels(labels_folder), splits, reasons).with_columns(
+        left_out=pl.col("task").replace_strict(left_out, default="", return_dtype=pl.String)
+    )
     trained, curves = model_tables(models)
     found |= {
         "labels": suppress(counted, ["task", "split"], privacy),

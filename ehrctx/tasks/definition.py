@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ehrctx.configuration import Config, find, read_yaml, validate
 from ehrctx.errors import InputError, nearest
+from ehrctx.tasks.label_files import SUFFIXES, WHOLE
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 MACRO = "macro"  # what stands for a task's name in rows of the mean over tasks
@@ -23,7 +24,18 @@ def plain_unit(unit: str) -> str:
     return re.sub("µ|μ|mc", "u", unit.lower().replace(" ", ""))
 
 
+CHEXPERT = (
+    "EHRSHOT's task 'chexpert' holds 14 findings in one number, and the study leaves it out. Leave it out too, or "
+    "write labels of True and False for each finding, under names of your own."
+)
+
+
+NAME = r"^[a-z0-9][a-z0-9_]*$"
+
+
 def _own_name(task: str) -> str:
+    if task == "chexpert":
+        raise ValueError(CHEXPERT)
     if task in (MACRO, MACRO_MANY_POSITIVES):
         raise ValueError(f"{task!r} is the name of a mean over tasks; choose another")
     return task
@@ -33,7 +45,7 @@ class _Task(Config):
     needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
 
     task: Annotated[str, AfterValidator(_own_name)] = Field(
-        pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows"
+        pattern=NAME, description="names the label file and the rows"
     )
     question: str
     source: str = ""
@@ -135,21 +147,86 @@ class Diagnosis(_Task):
         return self
 
 
+class Given(_Task):
+    """Labels that are there already."""
+
+    family: Literal["given"]
+    labels: str = Field(description="a label file, or a folder with one or its shards; relative to the definition")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, from another folder than the one that its path is relative to."""
+        return self.model_copy(update={"labels": str(folder / self.labels)})
+
+
+class Femr(_Task):
+    """What a labeler says that was written for femr (`femr.labelers.Labeler`)."""
+
+    family: Literal["femr"]
+    labeler: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="file.py:Class; relative to the definition")
+    arguments: dict[str, Any] = Field({}, description="of its constructor")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, from another folder than the one that its path is relative to."""
+        return self.model_copy(update={"labeler": str(folder / self.labeler)})
+
+    @property
+    def file(self) -> Path:
+        """Where the class is written."""
+        return Path(self.labeler.rpartition(":")[0])
+
+
 Definition = Stay | Icu | Readmission | Laboratory | Diagnosis
-FAMILIES: dict[str, type[Definition]] = {
+Task = Definition | Given | Femr
+FAMILIES: dict[str, type[Task]] = {
     "stay": Stay,
     "icu": Icu,
     "readmission": Readmission,
     "laboratory": Laboratory,
     "diagnosis": Diagnosis,
+    "given": Given,
+    "femr": Femr,
 }
 
 
-def load_definition(name_or_path: str) -> Definition:
-    """A shipped definition by name, or one from a file."""
+def _given_at(place: Path) -> Given:
+    """The task that a label file or a folder of labels stands for: its name is theirs."""
+    own = place.parent if place.name in WHOLE else place
+    name = own.stem if own.suffix in SUFFIXES else own.name
+    if not place.exists():
+        raise InputError(f"no such label file: {place}.")
+    if not re.fullmatch(NAME, name):
+        raise InputError(
+            f"{place}: {name!r} is no name of a task, which has lower-case letters, digits and _ alone. Rename it, or "
+            f"write a definition with `family: given` and the path as `labels`."
+        )
+    values = {"task": name, "family": "given", "question": f"as given in {place}", "labels": str(place)}
+    return validate(Given, values, str(place))
+
+
+def load_definition(name_or_path: str) -> Task:
+    """A shipped definition by name, one from a file, or the labels in a file or folder."""
+    if name_or_path == "chexpert":
+        raise InputError(CHEXPERT)
+    place = Path(name_or_path)
+    if place.suffix in SUFFIXES or ("/" in name_or_path and place.is_dir()):
+        return _given_at(place)
     path = find(name_or_path, DEFINITIONS, "task")
     values = read_yaml(path)
     family = values.get("family") if isinstance(values, Mapping) else "stay"  # `validate` says what is wrong
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
-    return validate(FAMILIES[family], values, str(path))
+    definition = validate(FAMILIES[family], values, str(path))
+    if isinstance(definition, Given | Femr):
+        definition = definition.beside(path.parent)
+    if isinstance(definition, Femr) and not definition.file.is_file():
+        raise InputError(f"{path}: no such file: {definition.file}. Mend `labeler`.")
+    return definition
+
+
+def load_definitions(names_or_paths: Sequence[str]) -> list[Task]:
+    """Those of a study. Raises InputError if two have the same name."""
+    definitions = [load_definition(task) for task in names_or_paths]
+    names = [definition.task for definition in definitions]
+    if len(set(names)) < len(names):
+        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    return definitions

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from ehrctx.artifacts import read_manifest
-from ehrctx.tasks.definition import Definition, Diagnosis
+from ehrctx.tasks.definition import Diagnosis, Task
 
 FILE = "history.parquet"
 HISTORY: dict[str, Any] = {
@@ -20,7 +20,7 @@ HISTORY: dict[str, Any] = {
 _KEY = ["subject_id", "prediction_time"]
 
 
-def history_of(definition: Definition, labels: pl.DataFrame) -> pl.DataFrame:
+def history_of(definition: Task, labels: pl.DataFrame) -> pl.DataFrame:
     """HISTORY of all labels of a task: repeated is one whose subject has a positive label at an earlier time.
 
     Diagnoses are never repeated: only the first is a label, even where several discharges precede it.

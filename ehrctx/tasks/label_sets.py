@@ -17,10 +17,10 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
-from ehrctx.tasks.definition import Definition, Laboratory, load_definition
-from ehrctx.tasks.given import label_files, read_given
+from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, load_definitions
 from ehrctx.tasks.history import FILE as HISTORY_FILE
 from ehrctx.tasks.history import history_of
+from ehrctx.tasks.imports import import_labels
 from ehrctx.tasks.labelers import label_shard
 
 KIND = "labels"
@@ -66,26 +66,21 @@ def make_labels(
 
 
 def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path) -> dict[str, Any]:
-    """Labels every subject for every task (or takes `choices.given`) and writes `<task>.parquet` files to `out`.
+    """Labels every subject for every task (or takes labels that are given) and writes `<task>.parquet` files to `out`.
 
     Returns, by task, how many labels were made, positive, and left out for which reason.
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
-    definitions = [load_definition(task) for task in tasks]
-    names = [d.task for d in definitions]
-    if len(set(names)) < len(names):
-        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    definitions = load_definitions(tasks)
     facts: dict[str, Any] = {}
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
-    inputs = {"events": data}
-    if choices.given:
-        files = label_files(Path(choices.given), names)
-        inputs |= {f"labels of {task}": file for task, file in files.items()}
-        made = {task: (read_given(file), Counter[str]()) for task, file in files.items()}
-    else:
+    made, files = import_labels(dataset, definitions, choices.given)
+    to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given | Femr)]
+    if to_make:
         settings["profile"] = profile.model_dump()
-        made = make_labels(dataset, profile, definitions)
+        made |= make_labels(dataset, profile, to_make)
+    inputs = {"events": data} | files
     # of all labels: those that a limit leaves out have happened, too
     history = pl.concat([history_of(definition, made[definition.task][0]) for definition in definitions])
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
@@ -113,6 +108,11 @@ def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
         task: pl.read_parquet(Path(folder) / f"{task}.parquet")
         for task in (d["task"] for d in manifest["settings"]["tasks"])
     }
+
+
+def read_left_out(folder: Path) -> dict[str, dict[str, int]]:
+    """By task, how many labels of a finished folder were left out for which reason."""
+    return {task: facts.get("left_out", {}) for task, facts in read_manifest(folder, KIND)["facts"].items()}
 
 
 def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:

@@ -3,7 +3,7 @@ rule label:
     input:
         EVENTS,
         rules.check.output,
-        [str(file) for file in GIVEN.values()],
+        GIVEN,
         profile=PROFILE,
     output:
         directory(f"{RESULTS}/labels"),

@@ -16,7 +16,7 @@ from ehrctx.errors import InputError
 from ehrctx.probe.groups import write_groups
 from ehrctx.probe.predict import KIND as PREDICTED
 from ehrctx.probe.predict import PREDICTIONS, probe_counts, read_predictions
-from ehrctx.probe.tables import model_tables, write_tables
+from ehrctx.probe.tables import model_tables, write_scores
 from ehrctx.study import Privacy, Probe, Statistics
 from ehrctx.tasks.label_sets import read_labels
 
@@ -53,7 +53,7 @@ def test_scores_of_the_cohort_end_to_end(cohort, counts, groups, write_model, tm
         predictions.with_columns(model=pl.lit("mamba-tiny-16")).write_parquet(partial / "predictions.parquet")
     model = write_model(tmp_path / "models" / "mamba-tiny-16", "mamba-tiny-16", cohort.timelines)
     out = tmp_path / "report"
-    returned = write_tables(
+    returned = write_scores(
         [counts, copy], [model], cohort.labels, groups, cohort.splits, STATISTICS, Privacy(minimum_count=60), out
     )
     tables = {file.stem: pl.read_csv(file, infer_schema=False) for file in out.glob("*.csv")}
@@ -111,7 +111,7 @@ def test_the_mean_does_not_give_a_hidden_task_away(cohort, counts, groups, tmp_p
     shown = {}
     for minimum in (1, 30):
         out, privacy = tmp_path / str(minimum), Privacy(minimum_count=minimum)
-        write_tables([counts], [], cohort.labels, groups, cohort.splits, STATISTICS, privacy, out)
+        write_scores([counts], [], cohort.labels, groups, cohort.splits, STATISTICS, privacy, out)
         table = pl.read_csv(out / "scores.csv", infer_schema=False).filter(score="auroc")
         shown[minimum] = dict(table.select("task", "n_positive").iter_rows())
     exact = {task: int(n) for task, n in shown[1].items()}
@@ -126,19 +126,19 @@ def test_the_mean_does_not_give_a_hidden_task_away(cohort, counts, groups, tmp_p
 def test_predictions_of_other_labels_or_other_splits_and_repeated_ones_are_refused(cohort, counts, groups, tmp_path):
     words = [STATISTICS, Privacy(), tmp_path / "report"]
     with pytest.raises(InputError, match="predictions of 'counts' are given twice"):
-        write_tables([counts, counts], [], cohort.labels, groups, cohort.splits, *words)
+        write_scores([counts, counts], [], cohort.labels, groups, cohort.splits, *words)
     other = tmp_path / "labels"
     shutil.copytree(cohort.labels, other)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"facts": {}}))
     with pytest.raises(InputError, match="made from other labels"):
-        write_tables([counts], [], other, groups, cohort.splits, *words)
+        write_scores([counts], [], other, groups, cohort.splits, *words)
     moved = pl.read_parquet(cohort.splits).with_columns(
         split=pl.when(pl.col("split") == "held_out").then(pl.lit("tuning")).otherwise(pl.col("split"))
     )
     moved.write_parquet(tmp_path / "splits.parquet")
     with pytest.raises(InputError, match=r"splits\.parquet puts [0-9]+ subjects into another split"):
-        write_tables([counts], [], cohort.labels, groups, tmp_path / "splits.parquet", *words)
+        write_scores([counts], [], cohort.labels, groups, tmp_path / "splits.parquet", *words)
     assert not (tmp_path / "report").exists()
 
 
@@ -159,13 +159,13 @@ def test_no_subject_is_named(cohort, write_labels_folder, write_groups_folder, w
     model = write_model(tmp_path / "gpt-tiny-16", "gpt-tiny-16", cohort.timelines)
     groups = write_groups_folder(tmp_path / "groups", folder)
     words = [STATISTICS, Privacy(), tmp_path / "report"]
-    write_tables([tmp_path / "counts"], [model], folder, groups, tmp_path / "splits.parquet", *words)
+    write_scores([tmp_path / "counts"], [model], folder, groups, tmp_path / "splits.parquet", *words)
     files = list((tmp_path / "report").iterdir())
     assert len(files) == 12
     assert not [file.name for file in files if "987654" in file.read_text()]
     pl.DataFrame({"subject_id": ids, "split": "held_out"}).write_parquet(tmp_path / "splits.parquet")
     with pytest.raises(InputError, match="30 subjects into another split") as caught:
-        write_tables([tmp_path / "counts"], [model], folder, groups, tmp_path / "splits.parquet", *words)
+        write_scores([tmp_path / "counts"], [model], folder, groups, tmp_path / "splits.parquet", *words)
     assert "987654" not in str(caught.value)
 
 
@@ -201,7 +201,7 @@ def test_a_task_that_cannot_be_estimated_says_why(cohort, write_labels_folder, w
     probe_counts(cohort.timelines, labels, ONE_HEAD, tmp_path / "counts")
     privacy = Privacy(minimum_count=1)
     words = [write_groups_folder(tmp_path / "groups", labels), cohort.splits, STATISTICS, privacy, tmp_path / "report"]
-    table = write_tables([tmp_path / "counts"], [], labels, *words)
+    table = write_scores([tmp_path / "counts"], [], labels, *words)
     assert table["task"].unique().to_list() == ["stay"]
     counted = pl.read_csv(tmp_path / "report" / "labels.csv")
     notes = {task: set(counted.filter(pl.col("task") == task)["note"]) for task in ("never", "stay")}

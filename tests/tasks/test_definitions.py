@@ -35,7 +35,7 @@ DIAGNOSES = [task for task, family in TASKS.items() if family == "diagnosis"]
 
 def test_the_fourteen_tasks_are_shipped():
     assert {file.stem for file in DEFINITIONS.glob("*")} == set(TASKS)
-    assert set(TASKS.values()) == set(FAMILIES)
+    assert set(TASKS.values()) == set(FAMILIES) - {"given", "femr"}  # which have labels from elsewhere
 
 
 @pytest.mark.parametrize("task", TASKS)
