@@ -82,6 +82,15 @@ class Labels(Config):
         None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    censored: Literal["published", "negative", "left_out"] = Field(
+        "published", description="what readmissions and diagnoses make of a horizon that outlasts the follow-up"
+    )
+
+    @model_validator(mode="after")
+    def _made_or_given(self) -> Self:
+        if self.given is not None and self.censored != "published":
+            raise ValueError("`censored` says how labels are made, but `given` ones are made already. Leave one out")
+        return self
 
 
 class Rope(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,6 +14,8 @@ from ehrctx.errors import InputError, nearest
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 Concepts = dict[str, tuple[str, ...]]
+Censored = Literal["negative", "left_out"]
+CENSORED = "a horizon that outlasts the follow-up: no label, or judged by what was seen of it"
 
 
 def plain_unit(unit: str) -> str:
@@ -28,40 +30,50 @@ def _own_name(task: str) -> str:
 
 
 class _Task(Config):
-    needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
-
     task: Annotated[str, AfterValidator(_own_name)] = Field(
         pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows"
     )
     question: str
     source: str = ""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys that the data set's profile must fill."""
+        return ()
+
 
 class Stay(_Task):
     """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
 
-    needs = ("admission", "discharge")
-
     family: Literal["stay"]
     at_least_days: float = Field(gt=0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge")
 
 
 class Icu(_Task):
     """Will the patient come to intensive care in this stay? Predicted at 23:59 of the admission day."""
 
-    needs = ("admission", "discharge", "icu_admission")
-
     family: Literal["icu"]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", "icu_admission")
 
 
 class Readmission(_Task):
     """Will the patient be admitted again soon? Predicted at 23:59 of the discharge day."""
 
-    needs = ("admission", "discharge", "death", "follow_up_end")
-
     family: Literal["readmission"]
     at_least_minutes: float = Field(ge=0, description="after the prediction time")
     at_most_days: float = Field(gt=0, description="after the prediction time")
+    censored: Censored = Field("left_out", description=CENSORED)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", "death", *(("follow_up_end",) if self.censored == "left_out" else ()))
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -116,11 +128,14 @@ class Laboratory(_Task):
 class Diagnosis(_Task):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
 
-    needs = ("admission", "discharge")
-
     family: Literal["diagnosis"]
     diagnosis: Concepts = Field(description="the disease: system -> codes; ICD codes stand for all they begin")
     within_days: tuple[float, float] = Field(description="(more than, at most) days after the prediction time")
+    censored: Censored = Field("negative", description=CENSORED)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", *(("death", "follow_up_end") if self.censored == "left_out" else ()))
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -141,6 +156,13 @@ FAMILIES: dict[str, type[Definition]] = {
     "laboratory": Laboratory,
     "diagnosis": Diagnosis,
 }
+
+
+def with_censored(definition: Definition, censored: Literal["published"] | Censored) -> Definition:
+    """The definition with another rule for censored horizons, where it has one; `published` leaves it as it is."""
+    if censored == "published" or not isinstance(definition, Readmission | Diagnosis):
+        return definition
+    return definition.model_copy(update={"censored": censored})
 
 
 def load_definition(name_or_path: str) -> Definition:

@@ -17,7 +17,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
-from ehrctx.tasks.definition import Definition, Laboratory, load_definition
+from ehrctx.tasks.definition import Definition, Laboratory, load_definition, with_censored
 from ehrctx.tasks.given import label_files, read_given
 from ehrctx.tasks.labelers import label_shard
 
@@ -70,7 +70,7 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
-    definitions = [load_definition(task) for task in tasks]
+    definitions = [with_censored(load_definition(task), choices.censored) for task in tasks]
     names = [d.task for d in definitions]
     if len(set(names)) < len(names):
         raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")

@@ -15,8 +15,8 @@ import polars as pl
 
 from ehrctx.events.ontology import codes_of
 from ehrctx.events.profile import DatasetProfile, matches
-from ehrctx.tasks.definition import Definition, Diagnosis, Icu, Laboratory, Readmission, Stay
-from ehrctx.tasks.follow_up import deaths, follow_up_ends
+from ehrctx.tasks.definition import Censored, Definition, Diagnosis, Icu, Laboratory, Readmission, Stay
+from ehrctx.tasks.follow_up import deaths, follow_up_ends, outlasts_follow_up
 from ehrctx.tasks.visits import admissions, hospital_stays
 
 LABEL_SCHEMA: dict[str, Any] = {
@@ -46,6 +46,14 @@ def _leave_out(candidates: pl.DataFrame, reasons: dict[str, pl.Expr]) -> Labels:
     counts = judged.drop_nulls("_reason").group_by("_reason").len()
     left_out = Counter(dict.fromkeys(reasons, 0) | dict(counts.iter_rows()))
     return judged.filter(pl.col("_reason").is_null()), left_out
+
+
+def _censored(rule: Censored, days: float) -> dict[str, pl.Expr]:
+    """The reason to leave out horizons of so many days after the prediction time, unless the rule judges them all."""
+    if rule == "negative":
+        return {}
+    horizon = pl.col("prediction_time") + timedelta(days=days)
+    return {f"followed for less than {days:g} days": outlasts_follow_up(horizon)}
 
 
 def label_stays(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataFrame, task: Stay) -> Labels:
@@ -125,9 +133,8 @@ def label_readmissions(events: pl.DataFrame, profile: DatasetProfile, codes: pl.
 
     Left out are, in this order: discharges by death (deaths often have no time of day, so a death on the discharge day
     counts as one); admissions on the discharge day itself, at the very moment of the discharge too (a transfer between
-    hospitals), as the answer is known at the prediction time; discharges while another stay is open; and discharges
-    whose days outlast the follow-up. The last are dropped whatever their outcome: kept for a readmission that was
-    seen, they would make censored discharges positive alone. Who dies within the days was followed to the end.
+    hospitals), as the answer is known at the prediction time; discharges while another stay is open; and, unless the
+    task counts them as negative, discharges whose days outlast the follow-up, whatever their outcome.
 
     Stays that overlap or nest (two records of one hospitalisation) end with the last of them: a discharge into another
     open stay leaves the patient in hospital, where there is nothing to come back to, so only the last one is labelled.
@@ -142,8 +149,7 @@ def label_readmissions(events: pl.DataFrame, profile: DatasetProfile, codes: pl.
         .join(deaths(events, profile), on="subject_id", how="left")
         .join(follow_up_ends(events, profile), on="subject_id", how="left")
     )
-    day, horizon = pl.col("discharged").dt.date(), pl.col("prediction_time") + days
-    died_within = (pl.col("death") <= horizon).fill_null(False)  # later than the discharge: the others are out already
+    day = pl.col("discharged").dt.date()
     # an admission after the death is a wrong date, or an organ donor's
     lived = pl.col("death").is_null() | (pl.col("readmitted") <= pl.col("death"))
     kept, left_out = _leave_out(
@@ -152,7 +158,7 @@ def label_readmissions(events: pl.DataFrame, profile: DatasetProfile, codes: pl.
             "discharged by death": pl.col("died") | (pl.col("death").dt.date() <= day),
             "readmitted on the discharge day": pl.col("readmitted").dt.date() == day,
             "discharged while another stay was open": pl.col("elsewhere"),
-            f"followed for less than {task.at_most_days:g} days": (horizon > pl.col("follow_up_end")) & ~died_within,
+            **_censored(task.censored, task.at_most_days),
         },
     )
     wait = pl.col("readmitted") - pl.col("prediction_time")
@@ -206,7 +212,11 @@ def label_results(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataF
 
 
 def label_diagnoses(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataFrame, task: Diagnosis) -> Labels:
-    """Is the disease first diagnosed in the window after a discharge? A record that ends earlier is negative."""
+    """Is the disease first diagnosed in the window after a discharge?
+
+    Left out are discharges after the first diagnosis, and, unless the task counts them as negative, those whose window
+    outlasts the follow-up, whatever was seen of it.
+    """
     disease = codes_of(task.diagnosis, events["code"].unique(), codes)
     first = (
         events.filter(pl.col("code").is_in(list(disease)) & pl.col("time").is_not_null())
@@ -217,11 +227,17 @@ def label_diagnoses(events: pl.DataFrame, profile: DatasetProfile, codes: pl.Dat
         hospital_stays(events, profile)
         .select("subject_id", prediction_time=_end_of_day(pl.col("discharged")))
         .join(first, on="subject_id", how="left")
+        .join(deaths(events, profile), on="subject_id", how="left")
+        .join(follow_up_ends(events, profile), on="subject_id", how="left")
     )
+    more_than, at_most = (timedelta(days=d) for d in task.within_days)
     kept, left_out = _leave_out(
-        discharges, {"after the first diagnosis": pl.col("_diagnosed") < pl.col("prediction_time")}
+        discharges,
+        {
+            "after the first diagnosis": pl.col("_diagnosed") < pl.col("prediction_time"),
+            **_censored(task.censored, task.within_days[1]),
+        },
     )
-    more_than, at_most = (pl.duration(days=d) for d in task.within_days)
     wait = pl.col("_diagnosed") - pl.col("prediction_time")
     labels = kept.select(
         "subject_id",
