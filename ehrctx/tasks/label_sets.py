@@ -19,9 +19,27 @@ from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Laboratory, load_definition, with_censored
 from ehrctx.tasks.given import label_files, read_given
-from ehrctx.tasks.labelers import label_shard
+from ehrctx.tasks.labelers import judge, labels_of, reasons_of
 
 KIND = "labels"
+BEYOND_LIMIT = "beyond max_times_per_subject"
+
+
+def read_definitions(tasks: Sequence[str], choices: Labels) -> list[Definition]:
+    """The definitions of `tasks` (names or paths), as the study's choices change them."""
+    definitions = [with_censored(load_definition(task), choices.censored) for task in tasks]
+    names = [d.task for d in definitions]
+    if len(set(names)) < len(names):
+        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    return definitions
+
+
+def check_profile(definitions: Sequence[Definition], profile: DatasetProfile) -> None:
+    """Raises InputError if the profile leaves a key empty that a task needs."""
+    for definition in definitions:
+        for key in definition.needs:
+            if not getattr(profile, key):
+                raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
 
 
 def _priority(subject_id: int, time: int, seed: int) -> int:
@@ -40,23 +58,27 @@ def limit_times(labels: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     return labels.join(kept.drop("_priority"), on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
 
 
+def limited(labels: pl.DataFrame, definition: Definition, choices: Labels) -> pl.DataFrame:
+    """The labels that the study keeps: laboratory tasks have many for some subjects."""
+    if choices.max_times_per_subject is None or not isinstance(definition, Laboratory):
+        return labels
+    return limit_times(labels, choices.max_times_per_subject, choices.seed)
+
+
 def make_labels(
     dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition]
 ) -> dict[str, tuple[pl.DataFrame, Counter[str]]]:
     """By task, the labels of all subjects, and how many were left out for which reason."""
-    for definition in definitions:
-        for key in definition.needs:
-            if not getattr(profile, key):
-                raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
+    check_profile(definitions, profile)
     codes = read_codes(dataset)
     parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
     left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
     for shard in dataset.shards:
         events = read_shard(dataset, shard, profile)
         for definition in definitions:
-            labels, reasons = label_shard(events, profile, codes, definition)
-            parts[definition.task].append(labels)
-            left_out[definition.task].update(reasons)
+            judged = judge(events, profile, codes, definition)
+            parts[definition.task].append(labels_of(judged))
+            left_out[definition.task].update(reasons_of(judged))
     return {
         task: (pl.concat(found).sort("subject_id", "prediction_time", maintain_order=True), left_out[task])
         for task, found in parts.items()
@@ -70,15 +92,12 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
-    definitions = [with_censored(load_definition(task), choices.censored) for task in tasks]
-    names = [d.task for d in definitions]
-    if len(set(names)) < len(names):
-        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    definitions = read_definitions(tasks, choices)
     facts: dict[str, Any] = {}
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
     inputs = {"events": data}
     if choices.given:
-        files = label_files(Path(choices.given), names)
+        files = label_files(Path(choices.given), [d.task for d in definitions])
         inputs |= {f"labels of {task}": file for task, file in files.items()}
         made = {task: (read_given(file), Counter[str]()) for task, file in files.items()}
     else:
@@ -87,15 +106,14 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
             labels, left_out = made[definition.task]
+            kept = limited(labels, definition, choices)
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
-                kept = limit_times(labels, choices.max_times_per_subject, choices.seed)
-                left_out["beyond max_times_per_subject"] += labels.height - kept.height
-                labels = kept
-            labels.write_parquet(folder / f"{definition.task}.parquet")
+                left_out[BEYOND_LIMIT] = labels.height - kept.height
+            kept.write_parquet(folder / f"{definition.task}.parquet")
             facts[definition.task] = {
                 "question": definition.question,
-                "labels": labels.height,
-                "positive": int(labels["boolean_value"].sum()),
+                "labels": kept.height,
+                "positive": int(kept["boolean_value"].sum()),
                 "left_out": dict(left_out),
             }
     return facts

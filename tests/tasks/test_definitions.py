@@ -3,7 +3,7 @@
 from datetime import datetime
 
 import pytest
-from hand_made import NO_CODES, events_of
+from hand_made import NO_CODES, events_of, label_shard
 
 from ehrctx.configuration import load, settings
 from ehrctx.errors import InputError
@@ -11,7 +11,6 @@ from ehrctx.events.ontology import codes_of
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import DEFINITIONS, FAMILIES, Diagnosis, Laboratory, load_definition
-from ehrctx.tasks.labelers import label_shard
 
 TASKS = {
     "guo_los": "stay",

@@ -9,10 +9,10 @@ from decimal import Decimal
 
 import polars as pl
 import pytest
-from hand_made import NO_CODES, PROFILE, events_of, stay_of
+from hand_made import NO_CODES, PROFILE, events_of, label_shard, stay_of
 
 from ehrctx.tasks.definition import Diagnosis, Laboratory, Stay
-from ehrctx.tasks.labelers import LABEL_SCHEMA, label_shard
+from ehrctx.tasks.labelers import LABEL_SCHEMA
 
 
 def long_stay(days):

@@ -3,10 +3,9 @@
 from datetime import date, datetime, timedelta
 
 import pytest
-from hand_made import BY_ORDER, NO_CODES, PROFILE, event, events_of, labelled, stay_of
+from hand_made import BY_ORDER, NO_CODES, PROFILE, event, events_of, label_shard, labelled, stay_of
 
 from ehrctx.tasks.definition import load_definition
-from ehrctx.tasks.labelers import label_shard
 
 TASK = load_definition("guo_readmission")
 ADMITTED, DISCHARGED = datetime(2020, 1, 3, 8), datetime(2020, 1, 5, 11)
