@@ -140,6 +140,7 @@ def label(
     out: Annotated[Path | None, typer.Option(help="what to write; replaced only when complete")] = None,
     profile: Profile = "simulated",
     settings: Settings = None,
+    ontology: Annotated[Path | None, typer.Option(help="folder of an OMOP vocabulary from Athena")] = None,
     explain: Annotated[
         int | None,
         typer.Option(metavar="SUBJECT", help="print why this subject has its labels, from its record; write nothing"),
@@ -155,11 +156,11 @@ def label(
     if explain is not None:
         from ehrctx.tasks.explain import explain as text_of
 
-        typer.echo(text_of(data, profile, task, chosen, explain))
+        typer.echo(text_of(data, profile, task, chosen, explain, ontology))
     elif out is not None:
         from ehrctx.tasks.label_sets import write_labels
 
-        _print(write_labels(data, profile, task, chosen, out))
+        _print(write_labels(data, profile, task, chosen, out, ontology))
 
 
 @app.command()

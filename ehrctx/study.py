@@ -295,6 +295,9 @@ class Study(Config):
     )
     tasks: tuple[str, ...] = Field(min_length=1, description="shipped definitions, or paths of your own")
     labels: Labels = Labels()
+    ontology: str | None = Field(
+        None, description="folder of an OMOP vocabulary from Athena, which says what lies below the tasks' concepts"
+    )
     pretraining: Pretraining = Pretraining()
     probe: Probe = Probe()
     statistics: Statistics = Statistics()
@@ -305,6 +308,10 @@ class Study(Config):
     def _consistent(self) -> Self:
         if (self.data is None) == (self.simulate is None):
             raise ValueError("give either `data` (a MEDS folder) or `simulate`, not both and not neither")
+        if self.ontology is not None and self.labels.given is not None:
+            raise ValueError(
+                "`ontology` says which codes belong to a task, but `labels.given` are made already. Leave one out"
+            )
         for key in ("models", "tasks"):
             names = getattr(self, key)
             if len(set(names)) != len(names):

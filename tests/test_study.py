@@ -135,6 +135,7 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"labels": {"given": 3}}, "`labels.given`", "expected text, found 3"),
         ({"labels": {"censored": "lost"}}, "`labels.censored`", "'negative'"),
         ({"labels": {"given": "g", "censored": "negative"}}, "`labels`", "`given` ones are made already"),
+        ({"labels": {"given": "g"}, "ontology": "o"}, "`labels.given` are made already", "`ontology`"),
         ({"labels": None}, "`labels`", "expected keys and values, as in {key: value}, found nothing"),
         ({"models": "gpt-tiny-64"}, "`models`", "expected a list, as in [a, b], found 'gpt-tiny-64'"),
         ({"start_from": ["x"]}, "`start_from`", "expected keys and values, as in {key: value}, found a list"),

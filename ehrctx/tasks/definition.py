@@ -41,6 +41,11 @@ class _Task(Config):
         """The keys that the data set's profile must fill."""
         return ()
 
+    @property
+    def concepts(self) -> Concepts:
+        """The concepts that it names: system -> codes."""
+        return {}
+
 
 class Stay(_Task):
     """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
@@ -99,6 +104,10 @@ class Laboratory(_Task):
     )
     thresholds: tuple[float, float, float] = Field(description="mild, moderate, severe")
 
+    @property
+    def concepts(self) -> Concepts:
+        return self.result
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         mild, moderate, severe = self.thresholds
@@ -136,6 +145,10 @@ class Diagnosis(_Task):
     @property
     def needs(self) -> tuple[str, ...]:
         return ("admission", "discharge", *(("death", "follow_up_end") if self.censored == "left_out" else ()))
+
+    @property
+    def concepts(self) -> Concepts:
+        return self.diagnosis
 
     @model_validator(mode="after")
     def _window(self) -> Self:

@@ -13,11 +13,11 @@ import polars as pl
 
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
+from ehrctx.events.meds import Dataset, open_dataset, read_shard
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Laboratory
-from ehrctx.tasks.label_sets import BEYOND_LIMIT, check_profile, limited, read_definitions
+from ehrctx.tasks.label_sets import BEYOND_LIMIT, check_profile, limited, read_concepts, read_definitions
 from ehrctx.tasks.labelers import judge, labels_of
 
 GRADES = ("normal", "mild", "moderate", "severe")
@@ -147,7 +147,14 @@ def explanation(judged: pl.DataFrame, definition: Definition, codes: pl.DataFram
     return "\n".join([*head, counts, "", *_table(_cells(judged, definition)), *_descriptions(judged, codes)])
 
 
-def explain(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, subject_id: int) -> str:
+def explain(
+    data: Path,
+    profile_file: str,
+    tasks: Sequence[str],
+    choices: Labels,
+    subject_id: int,
+    ontology: Path | None = None,
+) -> str:
     """Every candidate of one subject for each task: what it rests on, and its label or the reason why it has none.
 
     Raises InputError if the subject is not in the data set, or the labels are given: those come without reasons.
@@ -158,7 +165,7 @@ def explain(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels
     profile = load(DatasetProfile, find_profile(profile_file))
     definitions = read_definitions(tasks, choices)
     check_profile(definitions, profile)
-    codes = read_codes(dataset)
+    codes = read_concepts(dataset, definitions, ontology)
     events = _events_of(dataset, profile, subject_id)
     texts = []
     for definition in definitions:

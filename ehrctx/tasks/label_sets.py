@@ -15,6 +15,7 @@ from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
+from ehrctx.events.ontology import PREFIX_SYSTEMS, athena_codes, athena_files
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Laboratory, load_definition, with_censored
@@ -58,6 +59,21 @@ def limit_times(labels: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     return labels.join(kept.drop("_priority"), on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
 
 
+def read_concepts(dataset: Dataset, definitions: Sequence[Definition], ontology: Path | None = None) -> pl.DataFrame:
+    """(code, description, parent_codes): the data set's own, and what an ontology has below the tasks' concepts."""
+    codes = read_codes(dataset)
+    concepts = {
+        f"{system}/{member}"
+        for definition in definitions
+        for system, members in definition.concepts.items()
+        if system not in PREFIX_SYSTEMS
+        for member in members
+    }
+    if ontology is None or not concepts:
+        return codes
+    return pl.concat([codes, athena_codes(ontology, concepts)], how="vertical_relaxed")
+
+
 def limited(labels: pl.DataFrame, definition: Definition, choices: Labels) -> pl.DataFrame:
     """The labels that the study keeps: laboratory tasks have many for some subjects."""
     if choices.max_times_per_subject is None or not isinstance(definition, Laboratory):
@@ -66,11 +82,11 @@ def limited(labels: pl.DataFrame, definition: Definition, choices: Labels) -> pl
 
 
 def make_labels(
-    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition]
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], ontology: Path | None = None
 ) -> dict[str, tuple[pl.DataFrame, Counter[str]]]:
     """By task, the labels of all subjects, and how many were left out for which reason."""
     check_profile(definitions, profile)
-    codes = read_codes(dataset)
+    codes = read_concepts(dataset, definitions, ontology)
     parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
     left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
     for shard in dataset.shards:
@@ -79,14 +95,25 @@ def make_labels(
             judged = judge(events, profile, codes, definition)
             parts[definition.task].append(labels_of(judged))
             left_out[definition.task].update(reasons_of(judged))
+    for definition in definitions:
+        n_candidates = sum(labels.height for labels in parts[definition.task]) + left_out[definition.task].total()
+        if "discharge" in definition.needs and not n_candidates:
+            raise InputError(
+                f"the task {definition.task!r} finds no hospital stay: no event of `discharge` follows one of "
+                f"`admission` in the profile {profile.name!r}. Mend the profile, or add the ends of stays."
+            )
     return {
         task: (pl.concat(found).sort("subject_id", "prediction_time", maintain_order=True), left_out[task])
         for task, found in parts.items()
     }
 
 
-def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path) -> dict[str, Any]:
+def write_labels(
+    data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path, ontology: Path | None = None
+) -> dict[str, Any]:
     """Labels every subject for every task (or takes `choices.given`) and writes `<task>.parquet` files to `out`.
+
+    `ontology` is the folder of an Athena download, which says what lies below the tasks' concepts.
 
     Returns, by task, how many labels were made, positive, and left out for which reason.
     """
@@ -102,7 +129,9 @@ def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: L
         made = {task: (read_given(file), Counter[str]()) for task, file in files.items()}
     else:
         settings["profile"] = profile.model_dump()
-        made = make_labels(dataset, profile, definitions)
+        made = make_labels(dataset, profile, definitions, ontology)
+        if ontology is not None:
+            inputs |= {f"ontology {name}": file for name, file in athena_files(ontology).items()}
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
             labels, left_out = made[definition.task]
