@@ -27,6 +27,7 @@ LABEL_SCHEMA: dict[str, Any] = {
     "boolean_value": pl.Boolean,
     "integer_value": pl.Int64,
 }
+NORMAL_IN_WORDS = ("normal", "adequate")  # EHRSHOT's
 SAME_DAY_STAY = pl.col("admitted").dt.date() == pl.col("discharged").dt.date()
 
 
@@ -193,31 +194,40 @@ def _grade(value: pl.Expr, task: Laboratory) -> pl.Expr:
     return pl.sum_horizontal([b.fill_null(False).cast(pl.Int64) for b in beyond])
 
 
+def _finite(value: pl.Expr) -> pl.Expr:
+    return pl.when(value.is_finite()).then(value)
+
+
 def judge_results(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataFrame, task: Laboratory) -> pl.DataFrame:
-    """Is the result abnormal? Results in text count as normal, as in EHRSHOT; grade 0 is normal, 3 severe."""
+    """Is the result abnormal? Grade 0 is normal, 3 severe.
+
+    As in EHRSHOT, a number may be written as text, "normal" and "adequate" are normal, and other words (a sample that
+    could not be read, "<20") have no grade.
+    """
     tests = codes_of(task.result, events["code"].unique(), codes)
     first = events.group_by("subject_id").agg(_first=pl.col("time").min())
     units = events["unit"].unique().drop_nulls()
     factors = [task.factor(unit) for unit in units]
     conversions = pl.DataFrame({"unit": units, "factor": factors}, schema={"unit": pl.String, "factor": pl.Float64})
-    is_number = pl.col("numeric_value").is_finite().fill_null(False)
-    is_text = (pl.col("text_value").str.len_bytes() > 0).fill_null(False)
-    value = (pl.col("numeric_value").cast(pl.Float64) * pl.col("factor")).round_sig_figs(6)
+    words = pl.col("text_value").str.strip_chars().str.to_lowercase().replace("", None)
+    number = pl.coalesce(
+        _finite(pl.col("numeric_value").cast(pl.Float64)), _finite(words.cast(pl.Float64, strict=False))
+    )
+    is_number, value = pl.col("numeric_value").is_not_null(), pl.col("value")
     results = (
         events.filter(pl.col("code").is_in(list(tests)) & pl.col("time").is_not_null())
         .join(first, on="subject_id", maintain_order="left")
         .join(conversions, on="unit", how="left", maintain_order="left")
-        .with_columns(
-            prediction_time=pl.col("time").dt.offset_by("-1m"),
-            value=pl.when(is_number).then(value),
-            _grade=pl.when(is_number).then(_grade(value, task)).otherwise(0),
-        )
+        .with_columns(prediction_time=pl.col("time").dt.offset_by("-1m"), numeric_value=number, _words=words)
+        .with_columns(value=(pl.col("numeric_value") * pl.col("factor")).round_sig_figs(6))
+        .with_columns(_grade=pl.when(is_number).then(_grade(value, task)).otherwise(0))
     )
     return _judged(
         results,
         {
             "at the subject's first event time": pl.col("time") == pl.col("_first"),
-            "without a value": ~is_number & ~is_text,
+            "without a value": ~is_number & pl.col("_words").is_null(),
+            "in words that say no grade": ~is_number & ~pl.col("_words").is_in(NORMAL_IN_WORDS),
             "in an unknown unit": is_number & pl.col("factor").is_null(),
         },
         pl.col("_grade") > 0,

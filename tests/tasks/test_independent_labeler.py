@@ -278,12 +278,17 @@ def spelled(unit):
 def label_results(subject, task, factors):
     _, abnormal, thresholds, _ = LABORATORY[task]
     for time, value, unit, text in subject.results[task]:
+        word = (text or "").strip().lower()
+        if (value is None or value - value != 0) and word.replace(".", "").isdigit():
+            value = float(word)
         is_number = value is not None and value - value == 0  # neither NaN nor infinite
         grade = grade_of(value, unit, abnormal, thresholds, factors) if is_number else 0
         if time == subject.first:
             yield "at the subject's first event time"
-        elif not is_number and not text:
+        elif not is_number and not word:
             yield "without a value"
+        elif not is_number and word not in ("normal", "adequate"):
+            yield "in words that say no grade"
         elif grade is None:
             yield "in an unknown unit"
         else:
@@ -565,7 +570,7 @@ def edge_subject(draw, subject_id):
         code = draw.choice(list(EDGE_LABS))
         values = EDGE_VALUES.get(code, EDGE_VALUES["SNOMED/33747003" if "GLUCOSE" in code else "SODIUM"])
         value = draw.choice((*values, *values, *values, None, float("nan"), float("inf")))
-        text = draw.choice((None, "", "normal", "low"))
+        text = draw.choice((None, "", "normal", "low", "Adequate", "135", " 5.6", "<3"))
         moment = draw.choice((min(times), clock(draw.choice(times).date() + timedelta(days=1))))
         row(moment, code, value=value, unit=draw.choice(EDGE_LABS[code]), text=text)
     died = clock(draw.choice(times[-2:]).date() + timedelta(days=draw.choice(GAPS)))

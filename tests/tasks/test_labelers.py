@@ -99,9 +99,12 @@ def test_conversion_does_not_cross_a_threshold_by_rounding(factor):
         assert labels["integer_value"].to_list() == [1], (value, factor)
 
 
-def test_text_counts_as_normal_and_the_rest_is_left_out_with_its_reason():
+def test_two_words_count_as_normal_and_the_rest_is_left_out_with_its_reason():
     events = results_of(
         {"text_value": "adequate"},
+        {"text_value": " Normal"},
+        {"text_value": "low"},
+        {"text_value": "<20", "unit": "mmol/L"},
         {"text_value": ""},
         {},
         number(100.0, "furlong"),
@@ -113,7 +116,21 @@ def test_text_counts_as_normal_and_the_rest_is_left_out_with_its_reason():
     first = events_of([{"subject_id": 2, "time": datetime(2020, 1, 1), "code": "LOINC/1"} | number(100.0)])
     labels, left_out = label_shard(pl.concat([events, first]), PROFILE, NO_CODES, laboratory())
     assert labels["integer_value"].to_list() == [0, 0, 3]
-    assert left_out == {"without a value": 3, "in an unknown unit": 2, "at the subject's first event time": 1}
+    assert left_out == {
+        "at the subject's first event time": 1,
+        "without a value": 3,
+        "in words that say no grade": 3,
+        "in an unknown unit": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "grade"),
+    [("100", "mmol/L", 3), (" 2e2 ", "mmol/L", 0), ("100", None, None), ("inf", "mmol/L", None)],
+)
+def test_a_number_that_is_written_as_text_is_read(text, unit, grade):
+    labels, _ = label_shard(results_of({"text_value": text, "unit": unit}), PROFILE, NO_CODES, laboratory())
+    assert labels["integer_value"].to_list() == ([] if grade is None else [grade])
 
 
 def test_other_codes_and_static_results_give_no_label():
