@@ -394,7 +394,7 @@ def test_labels_in_the_layout_of_ehrshot_are_taken_as_they_are(run, cohort, repo
     settings = json.dumps({"given": str(tmp_path / "given")})
     code, said, _ = run("label", cohort.events, *words, "--profile", "ehrshot", "--settings", settings, "--out", out)
     assert code == 0
-    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted(study["tasks"])
+    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted([*study["tasks"], "history"])
     facts = json.loads(said)
     for task, table in given.items():
         grade, answer = table["integer_value"], table["boolean_value"]

@@ -24,8 +24,9 @@ def plain_unit(unit: str) -> str:
 
 
 def _own_name(task: str) -> str:
-    if task == "macro":
-        raise ValueError("'macro' is the name of the mean over tasks; choose another")
+    taken = {"macro": "the mean over tasks", "history": "a file beside the labels"}
+    if task in taken:
+        raise ValueError(f"{task!r} is the name of {taken[task]}; choose another")
     return task
 
 

@@ -20,9 +20,11 @@ from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Laboratory, load_definition, with_censored
 from ehrctx.tasks.given import label_files, read_given
+from ehrctx.tasks.history import FILE as HISTORY
+from ehrctx.tasks.history import HISTORY_SCHEMA, LABELS, history_of
 from ehrctx.tasks.labelers import judge, labels_of, reasons_of
 
-KIND = "labels"
+KIND = LABELS
 BEYOND_LIMIT = "beyond max_times_per_subject"
 
 
@@ -113,6 +115,8 @@ def write_labels(
 ) -> dict[str, Any]:
     """Labels every subject for every task (or takes `choices.given`) and writes `<task>.parquet` files to `out`.
 
+    Beside them lies `history.parquet`: whether each label kept repeats an earlier outcome, kept or not.
+
     `ontology` is the folder of an Athena download, which says what lies below the tasks' concepts.
 
     Returns, by task, how many labels were made, positive, and left out for which reason.
@@ -132,6 +136,7 @@ def write_labels(
         made = make_labels(dataset, profile, definitions, ontology)
         if ontology is not None:
             inputs |= {f"ontology {name}": file for name, file in athena_files(ontology).items()}
+    histories = [pl.DataFrame(schema=HISTORY_SCHEMA)]
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
             labels, left_out = made[definition.task]
@@ -139,12 +144,17 @@ def write_labels(
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
                 left_out[BEYOND_LIMIT] = labels.height - kept.height
             kept.write_parquet(folder / f"{definition.task}.parquet")
+            history = history_of(definition.task, labels, first_only=definition.family == "diagnosis")
+            histories.append(
+                history.join(kept, on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
+            )
             facts[definition.task] = {
                 "question": definition.question,
                 "labels": kept.height,
                 "positive": int(kept["boolean_value"].sum()),
                 "left_out": dict(left_out),
             }
+        pl.concat(histories).write_parquet(folder / HISTORY)
     return facts
 
 

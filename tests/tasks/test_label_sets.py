@@ -100,7 +100,8 @@ def unlimited(cohort, repository, tmp_path_factory):
 
 def test_files_and_facts(cohort, unlimited):
     out, facts = unlimited
-    assert sorted(p.name for p in out.iterdir()) == ["guo_los.parquet", "lab_hyponatremia.parquet", MANIFEST]
+    names = ["guo_los.parquet", "history.parquet", "lab_hyponatremia.parquet", MANIFEST]
+    assert sorted(p.name for p in out.iterdir()) == names
     assert json.loads((out / MANIFEST).read_text())["facts"] == facts
     for task, labels in read_labels(out).items():
         assert facts[task]["labels"] == labels.height
@@ -172,6 +173,8 @@ DIAGNOSIS = {
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        (STAY | {"task": "macro"}, "'macro' is the name of the mean over tasks"),
+        (STAY | {"task": "history"}, "'history' is the name of a file beside the labels"),
         (STAY | {"family": "stya"}, r"no task family 'stya'; did you mean 'stay'\?"),
         ({k: v for k, v in STAY.items() if k != "family"}, "no task family None"),
         (STAY | {"family": ["stay"]}, "no task family"),
