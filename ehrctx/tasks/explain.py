@@ -58,7 +58,9 @@ def _events_of(dataset: Dataset, profile: DatasetProfile, subject_id: int) -> pl
 def _mark_limit(judged: pl.DataFrame, definition: Definition, choices: Labels) -> pl.DataFrame:
     """Labels at times that `max_times_per_subject` does not keep are left out, too."""
     kept = limited(labels_of(judged), definition, choices).select("subject_id", "prediction_time").unique()
-    marked = judged.join(kept.with_columns(_kept=True), on=["subject_id", "prediction_time"], how="left")
+    marked = judged.join(
+        kept.with_columns(_kept=True), on=["subject_id", "prediction_time"], how="left", maintain_order="left"
+    )
     return (
         marked.with_columns(pl.col("left_out").cast(pl.String))
         .with_columns(
