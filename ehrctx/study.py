@@ -82,6 +82,15 @@ class Labels(Config):
         None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    censored: Literal["published", "negative", "left_out"] = Field(
+        "published", description="what readmissions and diagnoses make of a horizon that outlasts the follow-up"
+    )
+
+    @model_validator(mode="after")
+    def _made_or_given(self) -> Self:
+        if self.given is not None and self.censored != "published":
+            raise ValueError("`censored` says how labels are made, but `given` ones are made already. Leave one out")
+        return self
 
 
 class Rope(Config):
@@ -300,6 +309,9 @@ class Study(Config):
         min_length=1, description="shipped definitions, or paths of your own, or of label files"
     )
     labels: Labels = Labels()
+    ontology: str | None = Field(
+        None, description="folder of an OMOP vocabulary from Athena, which says what lies below the tasks' concepts"
+    )
     pretraining: Pretraining = Pretraining()
     probe: Probe = Probe()
     statistics: Statistics = Statistics()
@@ -310,6 +322,10 @@ class Study(Config):
     def _consistent(self) -> Self:
         if (self.data is None) == (self.simulate is None):
             raise ValueError("give either `data` (a MEDS folder) or `simulate`, not both and not neither")
+        if self.ontology is not None and self.labels.given is not None:
+            raise ValueError(
+                "`ontology` says which codes belong to a task, but `labels.given` are made already. Leave one out"
+            )
         for key in ("models", "tasks"):
             names = getattr(self, key)
             if len(set(names)) != len(names):

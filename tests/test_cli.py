@@ -13,6 +13,7 @@ import yaml
 from ehrctx import cli
 from ehrctx.artifacts import new_artifact
 from ehrctx.study import ModelId
+from ehrctx.tasks.label_sets import read_labels
 
 EVENTS = {
     "subject_id": [987654321, 987654321],
@@ -235,7 +236,7 @@ def test_properties_are_written_for_every_prediction_time(run, cohort, tmp_path)
     code, said, _ = run("properties", "--timelines", cohort.timelines, "--labels", cohort.labels, "--out", out)
     assert code == 0
     times = pl.concat(
-        [pl.read_parquet(file).select("subject_id", "prediction_time") for file in cohort.labels.glob("*.parquet")]
+        [labels.select("subject_id", "prediction_time") for labels in read_labels(cohort.labels).values()]
     )
     assert json.loads(said)["rows"] == times.n_unique() == pl.read_parquet(out / "properties.parquet").height
 
@@ -394,7 +395,7 @@ def test_labels_in_the_layout_of_ehrshot_are_taken_as_they_are(run, cohort, repo
     settings = json.dumps({"given": str(tmp_path / "given")})
     code, said, _ = run("label", cohort.events, *words, "--profile", "ehrshot", "--settings", settings, "--out", out)
     assert code == 0
-    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted(study["tasks"])
+    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted([*study["tasks"], "history"])
     facts = json.loads(said)
     for task, table in given.items():
         grade, answer = table["integer_value"], table["boolean_value"]
@@ -471,7 +472,7 @@ def test_wrong_given_labels_are_refused(run, cohort, tmp_path, changes, words):
 
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
-    "perplexity", "robustness", "plan", "report", "track",
+    "perplexity", "robustness", "plan", "report", "track", "groups",
 }  # fmt: skip
 
 

@@ -337,6 +337,29 @@ def test_label_files_are_tasks_and_are_watched(repository, tmp_path):
     assert "no such label file: my labels/sepsis.csv." in run.stdout + run.stderr
 
 
+def test_an_ontology_is_an_input_of_the_labels(repository, tmp_path, write_meds, write_athena):
+    folder = clone(repository, tmp_path / "clone")
+    write_meds(folder / "meds", {"0": pl.DataFrame({"subject_id": [1], "time": [None], "code": ["MEDS_BIRTH"]})})
+    write_athena(folder / "my vocabulary", {"CONCEPT.csv": [], "CONCEPT_ANCESTOR.csv": []})
+    study = {
+        "name": "own",
+        "data": "meds",
+        "models": ["gpt-tiny-64"],
+        "tasks": ["guo_los"],
+        "ontology": "my vocabulary",
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    words, configured = ["--dry-run", "--printshellcmds"], ["--configfile", "own.yaml"]
+    run = snakemake(folder, *words, study=configured)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "--ontology 'my vocabulary'" in run.stdout + run.stderr
+    assert "my vocabulary/CONCEPT_ANCESTOR.csv" in run.stdout + run.stderr
+    (folder / "my vocabulary" / "CONCEPT.csv").unlink()
+    run = snakemake(folder, *words, study=configured)
+    assert run.returncode != 0
+    assert "the ontology my vocabulary has no CONCEPT.csv" in run.stdout + run.stderr
+
+
 def test_a_model_starts_from_another_of_its_study_or_from_a_folder(repository, tmp_path):
     folder = clone(repository, tmp_path / "clone")
     (folder / "my models" / "gpt").mkdir(parents=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,6 +17,8 @@ DEFINITIONS = Path(__file__).parent / "definitions"
 MACRO = "macro"  # what stands for a task's name in rows of the mean over tasks
 MACRO_MANY_POSITIVES = "macro_many_positives"  # and of the mean over those that rest on many positive subjects
 Concepts = dict[str, tuple[str, ...]]
+Censored = Literal["negative", "left_out"]
+CENSORED = "a horizon that outlasts the follow-up: no label, or judged by what was seen of it"
 
 
 def plain_unit(unit: str) -> str:
@@ -36,46 +38,62 @@ NAME = r"^[a-z0-9][a-z0-9_]*$"
 def _own_name(task: str) -> str:
     if task == "chexpert":
         raise ValueError(CHEXPERT)
-    if task in (MACRO, MACRO_MANY_POSITIVES):
-        raise ValueError(f"{task!r} is the name of a mean over tasks; choose another")
+    taken = dict.fromkeys((MACRO, MACRO_MANY_POSITIVES), "a mean over tasks") | {"history": "a file beside the labels"}
+    if task in taken:
+        raise ValueError(f"{task!r} is the name of {taken[task]}; choose another")
     return task
 
 
 class _Task(Config):
-    needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
-
     task: Annotated[str, AfterValidator(_own_name)] = Field(
         pattern=NAME, description="names the label file and the rows"
     )
     question: str
     source: str = ""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys that the data set's profile must fill."""
+        return ()
+
+    @property
+    def concepts(self) -> Concepts:
+        """The concepts that it names: system -> codes."""
+        return {}
+
 
 class Stay(_Task):
     """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
 
-    needs = ("admission", "discharge")
-
     family: Literal["stay"]
     at_least_days: float = Field(gt=0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge")
 
 
 class Icu(_Task):
     """Will the patient come to intensive care in this stay? Predicted at 23:59 of the admission day."""
 
-    needs = ("admission", "discharge", "icu_admission")
-
     family: Literal["icu"]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", "icu_admission")
 
 
 class Readmission(_Task):
     """Will the patient be admitted again soon? Predicted at 23:59 of the discharge day."""
 
-    needs = ("admission", "discharge", "death", "follow_up_end")
-
     family: Literal["readmission"]
     at_least_minutes: float = Field(ge=0, description="after the prediction time")
     at_most_days: float = Field(gt=0, description="after the prediction time")
+    censored: Censored = Field("left_out", description=CENSORED)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", "death", *(("follow_up_end",) if self.censored == "left_out" else ()))
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -100,6 +118,10 @@ class Laboratory(_Task):
         description="how a mild value lies to its threshold; moderate and severe ones lie strictly beyond theirs"
     )
     thresholds: tuple[float, float, float] = Field(description="mild, moderate, severe")
+
+    @property
+    def concepts(self) -> Concepts:
+        return self.result
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -130,11 +152,18 @@ class Laboratory(_Task):
 class Diagnosis(_Task):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
 
-    needs = ("admission", "discharge")
-
     family: Literal["diagnosis"]
     diagnosis: Concepts = Field(description="the disease: system -> codes; ICD codes stand for all they begin")
     within_days: tuple[float, float] = Field(description="(more than, at most) days after the prediction time")
+    censored: Censored = Field("negative", description=CENSORED)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", *(("death", "follow_up_end") if self.censored == "left_out" else ()))
+
+    @property
+    def concepts(self) -> Concepts:
+        return self.diagnosis
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -186,6 +215,13 @@ FAMILIES: dict[str, type[Task]] = {
     "given": Given,
     "femr": Femr,
 }
+
+
+def with_censored(definition: Task, censored: Literal["published"] | Censored) -> Task:
+    """The definition with another rule for censored horizons, where it has one; `published` leaves it as it is."""
+    if censored == "published" or not isinstance(definition, Readmission | Diagnosis):
+        return definition
+    return definition.model_copy(update={"censored": censored})
 
 
 def _given_at(place: Path) -> Given:

@@ -14,9 +14,10 @@ from ehrctx.tasks.definition import Femr, Given, Laboratory, Task
 from ehrctx.tasks.femr_labels import femr_labels
 from ehrctx.tasks.given import read_given
 from ehrctx.tasks.label_files import files_at, label_files
-from ehrctx.tasks.labelers import LABEL_SCHEMA, Labels
+from ehrctx.tasks.labelers import LABEL_SCHEMA
 
 KEY = ["subject_id", "prediction_time"]
+Made = tuple[pl.DataFrame, Counter[str]]
 
 
 def given_files(tasks: Sequence[Task], given: str | None) -> dict[str, tuple[Path, ...]]:
@@ -51,7 +52,7 @@ def first_events(dataset: Dataset) -> pl.DataFrame:
     return pl.concat(parts).group_by("subject_id").agg(pl.col("first").min())
 
 
-def usable(labels: pl.DataFrame, first: pl.DataFrame, several_at_a_time: bool) -> Labels:
+def usable(labels: pl.DataFrame, first: pl.DataFrame, several_at_a_time: bool) -> Made:
     """The labels that can be used, in order, and how many were left out for which reason; the first reason counts.
 
     `first` is what `first_events` gives. Of labels that say the same of one subject and time, one is kept; of those
@@ -78,7 +79,7 @@ def usable(labels: pl.DataFrame, first: pl.DataFrame, several_at_a_time: bool) -
 
 def import_labels(
     dataset: Dataset, tasks: Sequence[Task], given: str | None
-) -> tuple[dict[str, Labels], dict[str, Path]]:
+) -> tuple[dict[str, Made], dict[str, Path]]:
     """By task, the usable labels of those tasks that are not made here, and what was left out; and the files read."""
     files = given_files(tasks, given)
     read = {task: pl.concat([read_given(file) for file in of_task]) for task, of_task in files.items()}

@@ -8,6 +8,7 @@ from shlex import quote
 from ehrctx.configuration import read_yaml, validate
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
+from ehrctx.events.ontology import athena_files
 from ehrctx.events.profile import find_profile
 from ehrctx.pretrain.trained import check_starts
 from ehrctx.study import ModelId, Study
@@ -35,6 +36,7 @@ try:
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
     GIVEN = [str(file) for file in watched_files(TASKS, STUDY.labels.given)]
+    ONTOLOGY = [str(file) for file in athena_files(Path(STUDY.ontology)).values()] if STUDY.ontology else []
     EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
 except InputError as error:
     raise WorkflowError(str(error)) from None

@@ -55,7 +55,7 @@ def test_a_file_whose_name_is_none_of_a_task_is_refused(tmp_path, name):
 
 
 def test_reserved_names_are_refused(tmp_path):
-    with pytest.raises(InputError, match="'macro' is the name of the mean over tasks"):
+    with pytest.raises(InputError, match="'macro' is the name of a mean over tasks"):
         load_definition(str(put(tmp_path / "macro.csv")))
     with pytest.raises(InputError, match="'chexpert' holds 14 findings in one number"):
         load_definition(str(put(tmp_path / "chexpert" / "labeled_patients.csv")))
