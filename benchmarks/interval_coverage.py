@@ -39,8 +39,8 @@ def truth() -> np.ndarray:
 
 def limits(y: np.ndarray, p: np.ndarray, of: np.ndarray, replicates: int) -> dict[str, tuple[float, float]]:
     """Intervals of the first model's scores and of their difference to the second's."""
-    drawn = Draws.of(of, Statistics(replicates=replicates)).of_labels(of)
-    a, b = (scores(y, one, drawn) for one in p)
+    draws = Draws.of(of, Statistics(replicates=replicates))
+    a, b = (draws.scores(y, one, of)[1] for one in p)
     found = {}
     for s, name in enumerate(SCORES):
         found[name] = interval(a[:, s], LEVEL)
