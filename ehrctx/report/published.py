@@ -1,6 +1,6 @@
 """Published figures beside a study's own: the rows of the paper's tables, where the tasks and the models are the same.
 
-The figures are in `published/*.csv`, as tidy as our own tables: task, model, score, value, reference, sure (of a
+The figures are in `publications/*.csv`, as tidy as our own tables: task, model, score, value, reference, sure (of a
 difference: whether its interval excludes 0), property and stratum (of a Brier score by quarter), source.
 """
 
@@ -15,7 +15,7 @@ from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.report.families import families
 from ehrctx.tasks.definition import MACRO
 
-FOLDER = Path(__file__).parent / "published"
+FOLDER = Path(__file__).parent / "publications"
 REFERENCE = "clmbr-t-base"
 LONGEST = "mamba-paper-16384"  # the study's headline
 _TEXT = dict.fromkeys(("task", "model", "score", "reference", "property", "stratum", "source"), pl.String)
