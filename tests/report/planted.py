@@ -62,7 +62,8 @@ def difference(task: str, model: str, reference: str, lower: float, upper: float
     """A row of differences.csv; its value is the middle of the interval."""
     name, _, head = reference.partition("/")
     row = score(task, model, (lower + upper) / 2, lower, upper)
-    return row | {"reference": name, "reference_head": head or "logistic_regression"} | more
+    tests = {"p": 0.01, "p_holm": 0.02, "p_delong": 0.01, "sure": lower > 0 or upper < 0}
+    return row | {"reference": name, "reference_head": head or "logistic_regression"} | tests | more
 
 
 def stratum(
