@@ -97,6 +97,7 @@ def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
     """
     client = _client(store)
     initialise(store, experiment)
+    scores = scores.filter(k="all")
     now = int(time.time() * 1000)
     for (model, head), rows in scores.group_by(["model", "head"], maintain_order=True):
         name = f"{model} ({head})" if model == BASELINE else str(model)
