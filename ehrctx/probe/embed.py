@@ -2,12 +2,12 @@
 
 A causal model's pass over a timeline yields the state at every position, so all prediction times of a subject whose
 history fits the window share one pass; only the others get a window of their own. The reference pays one padded pass
-for every label. Both give the same numbers, because every window is built by `timelines.windows`.
+for every label. Both give the same numbers, because every window is built by `timelines.windows`. Rows go to disk as
+batches finish: label-rich data sets have millions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,51 +26,66 @@ from ehrctx.timelines.windows import Windows, batches_by_budget, pad
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One window of one subject, and which rows are read at which of its positions (int64[n] each)."""
+class Passes:
+    """Windows, and the rows that are read in each: those from bounds[i] to bounds[i + 1], at their `positions`."""
 
-    subject: int
-    visible: int
-    rows: np.ndarray
-    positions: np.ndarray
-    length: int
+    subjects: np.ndarray  # int64[passes], positions in the store
+    starts: np.ndarray  # int64[passes], the timed token at which a window begins
+    visible: np.ndarray  # int64[passes], how many of the subject's tokens may be seen at its last row
+    bounds: np.ndarray  # int64[passes + 1]
+    positions: np.ndarray  # int64[rows], of the last visible token in the window, [BOS] being at 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return 1 + self.visible - self.starts
 
 
-def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray) -> Iterator[Pass]:
-    """The passes that give every row its state. `subjects` are store positions in order, `times` datetime64[n]."""
-    bounds = np.flatnonzero(np.diff(subjects, prepend=-2, append=-2))
-    for first, last in pairwise(bounds):
-        subject = int(subjects[first])
-        rows = np.arange(first, last)
-        visible = windows.timelines.visible(subject, times[first:last])
-        fits = windows.fits(visible)
-        if fits.any():
-            # the position of the v-th visible token is v, after [BOS] at 0
-            longest = int(visible[fits].max())
-            yield Pass(subject, longest, rows[fits], visible[fits], longest + 1)
-        for v in np.unique(visible[~fits]):
-            mine = rows[visible == v]
-            yield Pass(subject, int(v), mine, np.full(len(mine), windows.context - 1), windows.context)
+def visible_tokens(timelines: Timelines, subjects: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """How many tokens of its subject each row may see; int64[n]. `subjects` are store positions in order."""
+    visible = np.empty(len(subjects), dtype=np.int64)
+    for first, last in pairwise(np.flatnonzero(np.diff(subjects, prepend=-2, append=-2))):
+        visible[first:last] = timelines.visible(int(subjects[first]), times[first:last])
+    return visible
+
+
+def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray) -> Passes:
+    """The passes that give every row its state: one for each subject and start of a window.
+
+    `subjects` are store positions, `times` datetime64[n]; in the order of both, as an index is.
+    """
+    visible = visible_tokens(windows.timelines, subjects, times)
+    starts = windows.starts(subjects, visible)
+    is_new = (np.diff(subjects, prepend=-1) != 0) | (np.diff(starts, prepend=-1) != 0)
+    first = np.flatnonzero(is_new)
+    return Passes(
+        subjects=subjects[first],
+        starts=starts[first],
+        visible=np.maximum.reduceat(visible, first),
+        bounds=np.append(first, len(subjects)),
+        positions=visible - starts,
+    )
 
 
 @torch.no_grad()
 def embed_rows(
-    model: TimelineModel, windows: Windows, subjects: np.ndarray, times: np.ndarray, batch_tokens: int
-) -> tuple[np.ndarray, int]:
-    """Last-layer states at the last visible token, float32[n, hidden], and how many tokens were passed through."""
+    model: TimelineModel, windows: Windows, subjects: np.ndarray, times: np.ndarray, batch_tokens: int, out: np.ndarray
+) -> int:
+    """Writes last-layer states at the last visible token to `out` float32[n, hidden], batch by batch.
+
+    Returns how many tokens were passed through. Rows are as in `plan_passes`. Beside `out`, a few numbers per row and
+    one batch are held.
+    """
     device = next(model.parameters()).device
     model.eval()
-    passes = list(plan_passes(windows, subjects, times))
-    out = np.empty((len(subjects), model.hidden_size), dtype=np.float32)
-    lengths = np.array([p.length for p in passes], dtype=np.int64)
-    for batch in batches_by_budget(lengths, batch_tokens):
-        tokens, _ = pad([windows.history(passes[i].subject, passes[i].visible) for i in batch])
+    passes = plan_passes(windows, subjects, times)
+    for batch in batches_by_budget(passes.lengths, batch_tokens):
+        cut = [windows.between(*(int(a[i]) for a in (passes.subjects, passes.starts, passes.visible))) for i in batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            states = model.states(torch.from_numpy(tokens).to(device))
-        for row, i in enumerate(batch):
-            picked = states[row, torch.from_numpy(passes[i].positions).to(device)]
-            out[passes[i].rows] = picked.float().cpu().numpy()
-    return out, int(lengths.sum())
+            states = model.states(torch.from_numpy(pad(cut)[0]).to(device))
+        read = [np.arange(passes.bounds[i], passes.bounds[i + 1]) for i in batch]
+        picked = [states[row, torch.from_numpy(passes.positions[rows]).to(device)] for row, rows in enumerate(read)]
+        out[np.concatenate(read)] = torch.cat(picked).float().cpu().numpy()
+    return int(passes.lengths.sum())
 
 
 def embed(
@@ -106,8 +121,10 @@ def embed(
     settings = {"model": manifest["settings"]["model"], "context": context, "pooling": "last"}
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         windows = Windows(store, context)
-        rows, tokens = embed_rows(model, windows, positions, index["prediction_time"].to_numpy(), batch_tokens)
-        facts["tokens_passed"] = tokens
-        np.save(folder / "embeddings.npy", rows)
+        shape = (index.height, model.hidden_size)
+        rows = np.lib.format.open_memmap(folder / "embeddings.npy", mode="w+", dtype=np.float32, shape=shape)
+        times = index["prediction_time"].to_numpy()
+        facts["tokens_passed"] = embed_rows(model, windows, positions, times, batch_tokens, rows)
+        rows.flush()
         index.write_parquet(folder / "index.parquet")
     return facts

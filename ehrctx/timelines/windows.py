@@ -65,16 +65,21 @@ class Windows:
         nth = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         return subjects[which], nth * room[which]
 
+    def starts(self, subjects: np.ndarray, visible: np.ndarray) -> np.ndarray:
+        """The timed token at which the window of each visible history begins; int64[n].
+
+        0 for all that fit, so that those of one subject are prefixes of one another.
+        """
+        return np.maximum(visible - self.timelines.subjects["n_static"][subjects] - self.room(subjects), 0)
+
+    def between(self, subject: int, start: int, visible: int) -> np.ndarray:
+        """The window from timed token `start` to the subject's `visible`-th token; int64[<= context]."""
+        prefix = self._prefix(subject)
+        return np.concatenate([[BOS], prefix, self._body(subject)[start : visible - len(prefix)]]).astype(np.int64)
+
     def history(self, subject: int, visible: int) -> np.ndarray:
         """The window that ends with the subject's `visible`-th token, most recent tokens kept; int64[<= context]."""
-        prefix = self._prefix(subject)
-        body = self._body(subject)[: visible - len(prefix)]
-        room = int(self.room(np.array([subject]))[0])
-        return np.concatenate([[BOS], prefix, body[max(0, len(body) - room) :]]).astype(np.int64)
-
-    def fits(self, visible: np.ndarray) -> np.ndarray:
-        """Whether the whole visible history fits one window, so that windows share it as a prefix; bool[n]."""
-        return 1 + visible <= self.context
+        return self.between(subject, int(self.starts(np.array([subject]), np.array([visible]))[0]), visible)
 
     def _prefix(self, subject: int) -> np.ndarray:
         lo = self.timelines.offsets[subject]

@@ -47,7 +47,8 @@ def test_history_is_bos_prefix_and_the_most_recent(shape, context):
             recent = timed[:seen][-room:] if seen else []
             assert window == [BOS, *static, *recent]
             assert len(window) <= context
-            assert windows.fits(np.array([len(static) + seen])).tolist() == [seen <= room]
+            start = windows.starts(np.array([subject]), np.array([len(static) + seen]))
+            assert start.tolist() == [max(0, seen - room)]
 
 
 @given(sizes, contexts)
