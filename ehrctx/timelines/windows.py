@@ -9,6 +9,7 @@ padding against none and left padding); here nothing differs but where a window 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from ehrctx.timelines.store import Timelines
 @dataclass(frozen=True)
 class Windows:
     """All windows of one context length over a store. `subjects` are positions in the store's order throughout."""
+
+    STEPS_OF_GRID: ClassVar[int] = 4  # in a window's room: what a label on the grid can lose is one of them
 
     timelines: Timelines
     context: int
@@ -65,12 +68,16 @@ class Windows:
         nth = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         return subjects[which], nth * room[which]
 
-    def starts(self, subjects: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    def starts(self, subjects: np.ndarray, visible: np.ndarray, on_grid: bool = False) -> np.ndarray:
         """The timed token at which the window of each visible history begins; int64[n].
 
-        0 for all that fit, so that those of one subject are prefixes of one another.
+        0 for all that fit, so that those of one subject are prefixes of one another. Where a history outgrows the
+        window, its most recent tokens that fit; `on_grid`, the window begins at a multiple of a quarter of the room, at
+        the first that leaves the end in the window, so that histories that end near one another are prefixes, too.
         """
-        return np.maximum(visible - self.timelines.subjects["n_static"][subjects] - self.room(subjects), 0)
+        beyond = np.maximum(visible - self.timelines.subjects["n_static"][subjects] - self.room(subjects), 0)
+        step = np.maximum(self.room(subjects) // self.STEPS_OF_GRID, 1) if on_grid else 1
+        return -(-beyond // step) * step
 
     def between(self, subject: int, start: int, visible: int) -> np.ndarray:
         """The window from timed token `start` to the subject's `visible`-th token; int64[<= context]."""
