@@ -110,7 +110,8 @@ def embed_rows(
     model.eval()
     pool = POOLINGS[settings.pooling]
     passes = plan_passes(windows, subjects, times, on_grid=settings.windows == "grid")
-    for batch in batches_by_budget(passes.lengths, batch_tokens):
+    # the longest first: a heap in which each batch is a little longer than the last one fills up with gaps
+    for batch in reversed(batches_by_budget(passes.lengths, batch_tokens)):
         cut = [windows.between(*(int(a[i]) for a in (passes.subjects, passes.starts, passes.visible))) for i in batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             states = model.states(torch.from_numpy(pad(cut)[0]).to(device))
