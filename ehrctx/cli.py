@@ -247,11 +247,14 @@ def embed(
     context: Annotated[int | None, typer.Option(help="context length; the model's own if left out", min=8)] = None,
     batch_tokens: Annotated[int, typer.Option(help="tokens of one forward pass, padding included", min=1)] = 8_192,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+    settings: Settings = None,
 ) -> None:
-    """Write one representation for every distinct (subject, prediction time)."""
+    """Write one representation for every distinct (subject, prediction time). Settings: the study's `embedding`."""
+    from ehrctx.configuration import settings as parse
     from ehrctx.probe.embed import embed as run
+    from ehrctx.study import Embedding
 
-    _print(run(model, timelines, labels, out, context, batch_tokens, threads))
+    _print(run(model, timelines, labels, out, context, batch_tokens, threads, parse(Embedding, settings)))
 
 
 @app.command()

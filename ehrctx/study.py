@@ -208,6 +208,19 @@ class Pretraining(Config):
             )
 
 
+class Embedding(Config):
+    """What represents a history at a prediction time."""
+
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="the last token's state, or the mean of the states of the window's tokens, [BOS] included"
+    )
+    windows: Literal["exact", "grid"] = Field(
+        "exact",
+        description="of histories that outgrow the context: the most recent tokens that fit, or at least three "
+        "quarters of them, beginning on a grid, so that neighbouring labels share a pass",
+    )
+
+
 class Forest(Config):
     """Grid of the random forest on counts."""
 
@@ -313,6 +326,7 @@ class Study(Config):
         None, description="folder of an OMOP vocabulary from Athena, which says what lies below the tasks' concepts"
     )
     pretraining: Pretraining = Pretraining()
+    embedding: Embedding = Embedding()
     probe: Probe = Probe()
     statistics: Statistics = Statistics()
     perplexity: Perplexity = Perplexity()

@@ -9,6 +9,7 @@ padding against none and left padding); here nothing differs but where a window 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from ehrctx.timelines.store import Timelines
 @dataclass(frozen=True)
 class Windows:
     """All windows of one context length over a store. `subjects` are positions in the store's order throughout."""
+
+    STEPS_OF_GRID: ClassVar[int] = 4  # in a window's room: what a label on the grid can lose is one of them
 
     timelines: Timelines
     context: int
@@ -65,16 +68,25 @@ class Windows:
         nth = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         return subjects[which], nth * room[which]
 
+    def starts(self, subjects: np.ndarray, visible: np.ndarray, on_grid: bool = False) -> np.ndarray:
+        """The timed token at which the window of each visible history begins; int64[n].
+
+        0 for all that fit, so that those of one subject are prefixes of one another. Where a history outgrows the
+        window, its most recent tokens that fit; `on_grid`, the window begins at a multiple of a quarter of the room, at
+        the first that leaves the end in the window, so that histories that end near one another are prefixes, too.
+        """
+        beyond = np.maximum(visible - self.timelines.subjects["n_static"][subjects] - self.room(subjects), 0)
+        step = np.maximum(self.room(subjects) // self.STEPS_OF_GRID, 1) if on_grid else 1
+        return -(-beyond // step) * step
+
+    def between(self, subject: int, start: int, visible: int) -> np.ndarray:
+        """The window from timed token `start` to the subject's `visible`-th token; int64[<= context]."""
+        prefix = self._prefix(subject)
+        return np.concatenate([[BOS], prefix, self._body(subject)[start : visible - len(prefix)]]).astype(np.int64)
+
     def history(self, subject: int, visible: int) -> np.ndarray:
         """The window that ends with the subject's `visible`-th token, most recent tokens kept; int64[<= context]."""
-        prefix = self._prefix(subject)
-        body = self._body(subject)[: visible - len(prefix)]
-        room = int(self.room(np.array([subject]))[0])
-        return np.concatenate([[BOS], prefix, body[max(0, len(body) - room) :]]).astype(np.int64)
-
-    def fits(self, visible: np.ndarray) -> np.ndarray:
-        """Whether the whole visible history fits one window, so that windows share it as a prefix; bool[n]."""
-        return 1 + visible <= self.context
+        return self.between(subject, int(self.starts(np.array([subject]), np.array([visible]))[0]), visible)
 
     def _prefix(self, subject: int) -> np.ndarray:
         lo = self.timelines.offsets[subject]

@@ -8,10 +8,11 @@ rule embed:
         directory(f"{RESULTS}/embeddings/{{model}}"),
     params:
         batch_tokens=STUDY.pretraining.batch_tokens,
+        settings=STUDY.section("embedding"),
     threads: STUDY.pretraining.threads
     shell:
         "ehrctx embed --model {input.model} --timelines {input.timelines} --labels {input.labels} --out {output} "
-        "--batch-tokens {params.batch_tokens} --threads {threads}"
+        "--settings {params.settings:q} --batch-tokens {params.batch_tokens} --threads {threads}"
 
 
 rule probe:

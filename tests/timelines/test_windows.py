@@ -47,7 +47,21 @@ def test_history_is_bos_prefix_and_the_most_recent(shape, context):
             recent = timed[:seen][-room:] if seen else []
             assert window == [BOS, *static, *recent]
             assert len(window) <= context
-            assert windows.fits(np.array([len(static) + seen])).tolist() == [seen <= room]
+            start = windows.starts(np.array([subject]), np.array([len(static) + seen]))
+            assert start.tolist() == [max(0, seen - room)]
+
+
+@given(sizes, contexts)
+def test_a_start_on_the_grid_is_the_first_from_which_the_history_fits(shape, context):
+    windows = Windows(store_of(shape), context)
+    for subject, (n_static, n_timed) in enumerate(shape):
+        room = context - 1 - n_static
+        seen = np.arange(n_timed + 1)
+        starts = windows.starts(np.full(len(seen), subject), n_static + seen, on_grid=True)
+        for end, start in zip(seen, starts, strict=True):
+            grid = range(0, n_timed + 1, max(1, room // 4))
+            assert start == next(g for g in grid if end - g <= room)
+            assert end - start >= min(end, 0.75 * room)
 
 
 @given(sizes, contexts)
