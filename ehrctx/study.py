@@ -200,10 +200,10 @@ class Pretraining(Config):
 
 
 class Forest(Config):
-    """Grid of the random forest on counts."""
+    """Grid of the random forest on counts (the study's)."""
 
-    trees: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 50, 100, 300), min_length=1)
-    depth: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 5, 10, 20), min_length=1)
+    trees: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 20, 50, 100, 300), min_length=1)
+    depth: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 5, 10, 20, 50), min_length=1)
 
 
 class Boosting(Config):
