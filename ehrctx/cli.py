@@ -39,6 +39,7 @@ Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no track
 COUNTED = {
     "labels", "positive", "left_out", "without_features", "without_timeline", "zero_or_undefined", "subjects", "rows",
     "subjects_without_token", "events_by_outcome", "events_before_origin", "train", "tuning", "held_out",
+    "prediction_times",
 }  # fmt: skip
 
 
@@ -136,17 +137,44 @@ def tokenize(
 @app.command()
 def label(
     data: Data,
-    out: Out,
-    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one; repeat for several")],
+    task: Annotated[list[str], typer.Option(help="a shipped definition, or the path of one or of labels; repeatable")],
+    out: Annotated[Path | None, typer.Option(help="what to write; replaced only when complete")] = None,
     profile: Profile = "simulated",
     settings: Settings = None,
+    ontology: Annotated[Path | None, typer.Option(help="folder of an OMOP vocabulary from Athena")] = None,
+    explain: Annotated[
+        int | None,
+        typer.Option(metavar="SUBJECT", help="print why this subject has its labels, from its record; write nothing"),
+    ] = None,
 ) -> None:
     """Write one label file per task, in the MEDS label schema. Settings: the study's `labels`."""
     from ehrctx.configuration import settings as parse
     from ehrctx.study import Labels
-    from ehrctx.tasks.label_sets import write_labels
 
-    _print(write_labels(data, profile, task, parse(Labels, settings), out))
+    chosen = parse(Labels, settings)
+    if (out is None) == (explain is None):
+        raise InputError("give either --out (to write labels) or --explain (to print those of one subject).")
+    if explain is not None:
+        from ehrctx.tasks.explain import explain as text_of
+
+        typer.echo(text_of(data, profile, task, chosen, explain, ontology))
+    elif out is not None:
+        from ehrctx.tasks.label_sets import write_labels
+
+        _print(write_labels(data, profile, task, chosen, out, ontology))
+
+
+@app.command()
+def groups(
+    data: Data,
+    labels: LabelsFolder,
+    out: Out,
+    profile: Profile = "simulated",
+) -> None:
+    """Write to which groups (age, sex, what the profile names) each subject belongs at each prediction time."""
+    from ehrctx.probe.groups import write_groups
+
+    _print(write_groups(data, profile, labels, out))
 
 
 @app.command()
@@ -253,8 +281,9 @@ def score(
     predictions: Annotated[list[Path], typer.Option(help="folders that `ehrctx probe` wrote; repeat for several")],
     model: Annotated[list[Path], typer.Option(help="folders that `ehrctx pretrain` wrote; repeat for several")],
     labels: LabelsFolder,
+    groups: Annotated[Path, typer.Option(help="folder that `ehrctx groups` wrote")],
     splits: SplitsFile,
-    out: Annotated[Path, typer.Option(help="folder for the tables: scores, differences, labels, models, curves")],
+    out: Annotated[Path, typer.Option(help="folder for the tables: scores.csv, differences.csv …")],
     settings: Settings = None,
     privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
     tracking: Store = None,
@@ -262,12 +291,11 @@ def score(
 ) -> None:
     """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
     from ehrctx.configuration import settings as parse
-    from ehrctx.probe.score import write_scores
+    from ehrctx.probe.tables import write_scores
     from ehrctx.study import Privacy, Statistics
 
-    table = write_scores(
-        predictions, model, labels, splits, parse(Statistics, settings), parse(Privacy, privacy, "--privacy"), out
-    )
+    chosen = parse(Statistics, settings), parse(Privacy, privacy, "--privacy")
+    table = write_scores(predictions, model, labels, groups, splits, *chosen, out)
     if tracking is not None:
         from ehrctx.report.tracking import log_scores
 

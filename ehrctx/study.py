@@ -76,12 +76,21 @@ class Labels(Config):
     """Which labels of a task are used."""
 
     given: str | None = Field(
-        None, description="a folder of label files, <task>/labels.parquet or <task>.parquet, instead of making labels"
+        None, description="a folder of label files of all tasks, instead of making labels; see docs/studies.md"
     )
     max_times_per_subject: int | None = Field(
         None, ge=1, description="laboratory tasks keep at most so many prediction times per subject, drawn once"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    censored: Literal["published", "negative", "left_out"] = Field(
+        "published", description="what readmissions and diagnoses make of a horizon that outlasts the follow-up"
+    )
+
+    @model_validator(mode="after")
+    def _made_or_given(self) -> Self:
+        if self.given is not None and self.censored != "published":
+            raise ValueError("`censored` says how labels are made, but `given` ones are made already. Leave one out")
+        return self
 
 
 class Rope(Config):
@@ -241,11 +250,23 @@ class Probe(Config):
 
 
 class Statistics(Config):
-    """Patient-level bootstrap."""
+    """Patient-level bootstrap, and the risks from which on one would act."""
 
     replicates: int = Field(1000, ge=20)
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        min_length=1,
+        description="of net benefit, rising",
+    )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _rising(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if list(thresholds) != sorted(set(thresholds)):
+            raise ValueError(f"{', '.join(f'{t:g}' for t in thresholds)} do not rise; write each once, in order")
+        return thresholds
 
 
 class Perplexity(Config):
@@ -284,8 +305,13 @@ class Study(Config):
     start_from: dict[str, str] = Field(
         {}, description="model -> whose weights it starts from: another model of the study, or a folder"
     )
-    tasks: tuple[str, ...] = Field(min_length=1, description="shipped definitions, or paths of your own")
+    tasks: tuple[str, ...] = Field(
+        min_length=1, description="shipped definitions, or paths of your own, or of label files"
+    )
     labels: Labels = Labels()
+    ontology: str | None = Field(
+        None, description="folder of an OMOP vocabulary from Athena, which says what lies below the tasks' concepts"
+    )
     pretraining: Pretraining = Pretraining()
     probe: Probe = Probe()
     statistics: Statistics = Statistics()
@@ -296,6 +322,10 @@ class Study(Config):
     def _consistent(self) -> Self:
         if (self.data is None) == (self.simulate is None):
             raise ValueError("give either `data` (a MEDS folder) or `simulate`, not both and not neither")
+        if self.ontology is not None and self.labels.given is not None:
+            raise ValueError(
+                "`ontology` says which codes belong to a task, but `labels.given` are made already. Leave one out"
+            )
         for key in ("models", "tasks"):
             names = getattr(self, key)
             if len(set(names)) != len(names):

@@ -111,6 +111,30 @@ def write_given_labels():
     return write
 
 
+ATHENA_COLUMNS = {
+    "CONCEPT.csv": "concept_id concept_name domain_id vocabulary_id concept_class_id standard_concept concept_code "
+    "valid_start_date valid_end_date invalid_reason",
+    "CONCEPT_ANCESTOR.csv": "ancestor_concept_id descendant_concept_id min_levels_of_separation "
+    "max_levels_of_separation",
+    "CONCEPT_RELATIONSHIP.csv": "concept_id_1 concept_id_2 relationship_id valid_start_date valid_end_date "
+    "invalid_reason",
+}
+
+
+@pytest.fixture(scope="session")
+def write_athena():
+    """A function (folder, file name -> rows) that writes files as Athena does: tabs, and quotes are characters."""
+
+    def write(folder: Path, files: dict[str, Sequence[Sequence[object]]]) -> Path:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, rows in files.items():
+            lines = ["\t".join(ATHENA_COLUMNS[name].split()), *("\t".join(map(str, row)) for row in rows)]
+            (Path(folder) / name).write_text("\n".join(lines) + "\n")
+        return folder
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def mimic_demo() -> Path:
     """The folder of the MIMIC-IV demo (100 subjects, open data) in MEDS form."""

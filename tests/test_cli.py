@@ -13,6 +13,7 @@ import yaml
 from ehrctx import cli
 from ehrctx.artifacts import new_artifact
 from ehrctx.study import ModelId
+from ehrctx.tasks.label_sets import read_labels
 
 EVENTS = {
     "subject_id": [987654321, 987654321],
@@ -235,7 +236,7 @@ def test_properties_are_written_for_every_prediction_time(run, cohort, tmp_path)
     code, said, _ = run("properties", "--timelines", cohort.timelines, "--labels", cohort.labels, "--out", out)
     assert code == 0
     times = pl.concat(
-        [pl.read_parquet(file).select("subject_id", "prediction_time") for file in cohort.labels.glob("*.parquet")]
+        [labels.select("subject_id", "prediction_time") for labels in read_labels(cohort.labels).values()]
     )
     assert json.loads(said)["rows"] == times.n_unique() == pl.read_parquet(out / "properties.parquet").height
 
@@ -394,7 +395,7 @@ def test_labels_in_the_layout_of_ehrshot_are_taken_as_they_are(run, cohort, repo
     settings = json.dumps({"given": str(tmp_path / "given")})
     code, said, _ = run("label", cohort.events, *words, "--profile", "ehrshot", "--settings", settings, "--out", out)
     assert code == 0
-    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted(study["tasks"])
+    assert sorted(p.stem for p in out.glob("*.parquet")) == sorted([*study["tasks"], "history"])
     facts = json.loads(said)
     for task, table in given.items():
         grade, answer = table["integer_value"], table["boolean_value"]
@@ -404,6 +405,19 @@ def test_labels_in_the_layout_of_ehrshot_are_taken_as_they_are(run, cohort, repo
         assert written.columns == ["subject_id", "prediction_time", "boolean_value", "integer_value"]
         assert written.rows() == sorted(wanted, key=lambda row: row[:2])
         assert (facts[task]["labels"], facts[task]["positive"]) == (40, sum(positive))
+
+
+def test_a_label_file_that_is_wrong_is_one_sentence_and_exit_code_2(run, cohort, tmp_path):
+    lines = [f"{i},2012-05-03T23:59:00,True,boolean" for i in range(16)]
+    file = tmp_path / "new_lupus.csv"
+    file.write_text("\n".join(["patient_id,prediction_time,value,label_type", *lines, "17,05/03/2012,True,boolean"]))
+    code, printed, said = run("label", cohort.events, "--task", file, "--out", tmp_path / "labels")
+    assert (code, printed) == (2, "")
+    assert said == (
+        f"error: {file}, row 17: prediction_time is not an ISO date-time (it looks like MM/DD/YYYY). "
+        f"Write it as YYYY-MM-DDTHH:MM:SS.\n"
+    )
+    assert not (tmp_path / "labels").exists()
 
 
 def test_the_limit_of_times_holds_for_given_labels(run, cohort, write_given_labels, tmp_path):
@@ -458,7 +472,7 @@ def test_wrong_given_labels_are_refused(run, cohort, tmp_path, changes, words):
 
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
-    "perplexity", "robustness", "plan", "report", "track",
+    "perplexity", "robustness", "plan", "report", "track", "groups",
 }  # fmt: skip
 
 

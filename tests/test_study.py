@@ -48,6 +48,7 @@ def test_valid_file_is_loaded_with_its_values_and_defaults(tmp_path):
     assert study.pretraining.learning_rate == 2e-4
     assert study.probe.regularization == (1e-8, 1.0)
     assert study.labels.max_times_per_subject is None
+    assert study.labels.censored == "published"
     with pytest.raises(ValidationError):
         study.name = "other"
 
@@ -89,7 +90,7 @@ def test_unknown_key_names_the_nearest_right_one(refused, changes, wrong, right)
 
 def test_unknown_key_that_resembles_nothing_lists_the_known_ones(refused):
     sentence = refused(statistics={"zzz": 1})
-    assert "unknown key `statistics.zzz`; known: level, replicates, seed." in sentence
+    assert "unknown key `statistics.zzz`; known: level, replicates, seed, thresholds." in sentence
 
 
 def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
@@ -132,6 +133,9 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
         ({"perplexity": {"subjects": "all"}}, "`perplexity.subjects`", "expected a whole number, found 'all'"),
         ({"perplexity": {"stride": 8.5}}, "`perplexity.stride`", "expected a whole number, found 8.5"),
         ({"labels": {"given": 3}}, "`labels.given`", "expected text, found 3"),
+        ({"labels": {"censored": "lost"}}, "`labels.censored`", "'negative'"),
+        ({"labels": {"given": "g", "censored": "negative"}}, "`labels`", "`given` ones are made already"),
+        ({"labels": {"given": "g"}, "ontology": "o"}, "`labels.given` are made already", "`ontology`"),
         ({"labels": None}, "`labels`", "expected keys and values, as in {key: value}, found nothing"),
         ({"models": "gpt-tiny-64"}, "`models`", "expected a list, as in [a, b], found 'gpt-tiny-64'"),
         ({"start_from": ["x"]}, "`start_from`", "expected keys and values, as in {key: value}, found a list"),

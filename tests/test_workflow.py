@@ -26,7 +26,7 @@ TABLES = {
     "scores": "task,model,head,k,replicate,score,value,lower,upper,n,n_positive,n_subjects,n_positive_subjects",
     "differences": "task,model,head,k,replicate,reference,reference_head,score,value,lower,upper,n,n_positive,"
     "n_subjects,n_positive_subjects",
-    "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note",
+    "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note,left_out",
     "models": "model,arch,context,parameters,tokens,seconds,tokens_per_second,real_token_share,subjects,passes,device,"
     "earlier_tokens,validation_loss",
     "curves": "model,arch,context,tokens,loss",
@@ -311,6 +311,53 @@ def test_an_own_task_meets_its_own_labels(repository, tmp_path, write_meds, writ
     run = snakemake(folder, "--dry-run", "--printshellcmds", study=["--configfile", "own.yaml"])
     assert run.returncode == 0, run.stdout + run.stderr
     assert "--task 'my tasks/stay.yaml'" in run.stdout + run.stderr
+
+
+def test_label_files_are_tasks_and_are_watched(repository, tmp_path):
+    """Made and given tasks in one study; a newer label file labels again."""
+    folder = clone(repository, tmp_path / "clone")
+    (folder / "my labels" / "fall" / "train").mkdir(parents=True)
+    files = [folder / "my labels" / name for name in ("sepsis.csv", "fall/train/0.parquet")]
+    for file in files:
+        file.touch()
+    study = yaml.safe_load((repository / "pipelines/studies/smoke.yaml").read_text())
+    study["tasks"] = ["guo_los", "my labels/sepsis.csv", "my labels/fall"]
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    words = ["--dry-run", "--printshellcmds", "results/smoke/labels"]
+    run = snakemake(folder, *words, study=["--configfile", "own.yaml"])
+    assert run.returncode == 0, run.stdout + run.stderr
+    said = run.stdout + run.stderr
+    assert "--task guo_los --task 'my labels/sepsis.csv' --task 'my labels/fall'" in said
+    (rule,) = [part for part in said.split("\n\n") if "rule label:" in part]
+    (inputs,) = [line for line in rule.splitlines() if line.strip().startswith("input:")]
+    assert all(str(file.relative_to(folder)) in inputs for file in files)
+    files[0].unlink()
+    run = snakemake(folder, *words, study=["--configfile", "own.yaml"])
+    assert run.returncode != 0
+    assert "no such label file: my labels/sepsis.csv." in run.stdout + run.stderr
+
+
+def test_an_ontology_is_an_input_of_the_labels(repository, tmp_path, write_meds, write_athena):
+    folder = clone(repository, tmp_path / "clone")
+    write_meds(folder / "meds", {"0": pl.DataFrame({"subject_id": [1], "time": [None], "code": ["MEDS_BIRTH"]})})
+    write_athena(folder / "my vocabulary", {"CONCEPT.csv": [], "CONCEPT_ANCESTOR.csv": []})
+    study = {
+        "name": "own",
+        "data": "meds",
+        "models": ["gpt-tiny-64"],
+        "tasks": ["guo_los"],
+        "ontology": "my vocabulary",
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    words, configured = ["--dry-run", "--printshellcmds"], ["--configfile", "own.yaml"]
+    run = snakemake(folder, *words, study=configured)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "--ontology 'my vocabulary'" in run.stdout + run.stderr
+    assert "my vocabulary/CONCEPT_ANCESTOR.csv" in run.stdout + run.stderr
+    (folder / "my vocabulary" / "CONCEPT.csv").unlink()
+    run = snakemake(folder, *words, study=configured)
+    assert run.returncode != 0
+    assert "the ontology my vocabulary has no CONCEPT.csv" in run.stdout + run.stderr
 
 
 def test_a_model_starts_from_another_of_its_study_or_from_a_folder(repository, tmp_path):

@@ -1,10 +1,14 @@
-"""From concepts (LOINC, ICD-10-CM, …) to the codes that one data set uses, through `parent_codes`."""
+"""From concepts (LOINC, ICD-10-CM, …) to the codes that one data set uses: through its own `parent_codes`, and through
+an OMOP vocabulary as Athena (https://athena.ohdsi.org) hands it out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import polars as pl
+
+from ehrctx.errors import InputError
 
 # Diagnosis systems whose hierarchy is the prefix of the code without its dot, as data sets rarely ship it.
 PREFIX_SYSTEMS = ("ICD10CM", "ICD9CM")
@@ -36,3 +40,123 @@ def codes_of(concepts: Mapping[str, tuple[str, ...]], used: pl.Series, codes: pl
         if not found:
             return members & set(used)
         members |= found
+
+
+CONCEPT, ANCESTOR, RELATIONSHIP = "CONCEPT.csv", "CONCEPT_ANCESTOR.csv", "CONCEPT_RELATIONSHIP.csv"
+COLUMNS = {
+    CONCEPT: ("concept_id", "concept_name", "vocabulary_id", "concept_code"),
+    ANCESTOR: ("ancestor_concept_id", "descendant_concept_id"),
+    RELATIONSHIP: ("concept_id_1", "concept_id_2", "relationship_id", "invalid_reason"),
+}
+
+
+def athena_files(folder: Path) -> dict[str, Path]:
+    """The files of an Athena download that are read, by name.
+
+    Raises InputError where CONCEPT.csv, or both files that say what lies below a concept, are not there.
+    """
+    folder = Path(folder)
+    found = {name: folder / name for name in COLUMNS if (folder / name).is_file()}
+    remedy = "Give the unpacked folder of an Athena download (https://athena.ohdsi.org)."
+    if CONCEPT not in found:
+        raise InputError(f"the ontology {folder} has no {CONCEPT}. {remedy}")
+    if len(found) == 1:
+        raise InputError(f"the ontology {folder} has neither {ANCESTOR} nor {RELATIONSHIP}. {remedy}")
+    return found
+
+
+def _scan(file: Path) -> pl.LazyFrame:
+    """The columns that are read of a file, lazily; Athena separates by tabs and quotes nothing."""
+    columns = COLUMNS[file.name]
+    ids = {name: pl.Int64 for name in columns if "concept_id" in name}
+    try:
+        rows = pl.scan_csv(file, separator="\t", quote_char=None, infer_schema=False, schema_overrides=ids, glob=False)
+        names = rows.collect_schema().names()
+    except pl.exceptions.NoDataError:
+        names = []
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise InputError(f"{file}: the column {missing[0]!r} is missing. Give the file as Athena ships it, with tabs.")
+    return rows.select(columns)
+
+
+def _read(rows: pl.LazyFrame, file: Path) -> pl.DataFrame:
+    try:
+        return rows.collect(engine="streaming")
+    except pl.exceptions.ComputeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} cannot be read ({reason}). Unpack the Athena download again.") from None
+
+
+def _of(rows: pl.LazyFrame, column: str, ids: pl.Series) -> pl.LazyFrame:
+    """The rows whose `column` is one of `ids`."""
+    return rows.join(ids.unique().alias(column).to_frame().lazy(), on=column, how="semi")
+
+
+def _related(file: Path, *relationships: str) -> pl.LazyFrame:
+    """(concept_id_1, concept_id_2, relationship_id) of pairs that are still valid."""
+    valid = pl.col("invalid_reason").is_null() | (pl.col("invalid_reason") == "")
+    rows = _scan(file).filter(pl.col("relationship_id").is_in(relationships) & valid)
+    return rows.filter(pl.col("concept_id_1") != pl.col("concept_id_2")).drop("invalid_reason")
+
+
+def _below(files: Mapping[str, Path], roots: pl.Series) -> pl.DataFrame:
+    """(root, concept_id): all concepts below each root, and the root itself."""
+    below = pl.DataFrame({"root": roots, "concept_id": roots})
+    if ANCESTOR in files:
+        rows = _scan(files[ANCESTOR]).rename({"ancestor_concept_id": "root", "descendant_concept_id": "concept_id"})
+        found = _read(_of(rows, "root", roots), files[ANCESTOR])
+        # every standard concept is its own descendant: a table without these is empty, as in a partial download
+        if found.height or RELATIONSHIP not in files:
+            return pl.concat([below, found]).unique()
+    rows = _related(files[RELATIONSHIP], "Is a", "Subsumes")
+    is_a = pl.col("relationship_id") == "Is a"
+    one, two = pl.col("concept_id_1"), pl.col("concept_id_2")
+    pairs = rows.select(child=pl.when(is_a).then(one).otherwise(two), concept_id=pl.when(is_a).then(two).otherwise(one))
+    edges = _read(pairs.unique(), files[RELATIONSHIP])
+    last = below
+    while last.height:  # one level a turn, until nothing new is below
+        last = last.join(edges, on="concept_id").select("root", concept_id="child").unique()
+        last = last.join(below, on=["root", "concept_id"], how="anti")
+        below = pl.concat([below, last])
+    return below
+
+
+def athena_codes(folder: Path, concepts: Collection[str]) -> pl.DataFrame:
+    """(code, description, parent_codes) of every code below `concepts` (`SNOMED/59621000`), with these as its parents.
+
+    Below a concept are its descendants, by CONCEPT_ANCESTOR.csv or, where that is missing or empty, the `Is a` and
+    `Subsumes` of CONCEPT_RELATIONSHIP.csv; and all codes of other systems that `Maps to` leads from to one of these
+    (ICD-10-CM's I10 to essential hypertension), as in EHRSHOT. ICD codes are named with and without their dot. The
+    files are scanned for these rows alone: what is held in memory are the descendants, or else all `Is a` pairs.
+
+    Raises InputError by file where one is missing or has not the columns of Athena, or none of `concepts` is there.
+    """
+    files = athena_files(folder)
+    concept = _scan(files[CONCEPT]).with_columns(code=pl.concat_str("vocabulary_id", "concept_code", separator="/"))
+    named = pl.Series("code", sorted(concepts), dtype=pl.String)
+    roots = _read(_of(concept, "code", named).select("concept_id", root_code="code"), files[CONCEPT])
+    if roots.is_empty():
+        systems = sorted({name.partition("/")[0] for name in concepts})
+        raise InputError(
+            f"{files[CONCEPT]}: none of the tasks' concepts is there. Download the vocabularies {', '.join(systems)}."
+        )
+    below = _below(files, roots["concept_id"])
+    if RELATIONSHIP in files:
+        maps = _of(_related(files[RELATIONSHIP], "Maps to"), "concept_id_2", below["concept_id"])
+        mapped = _read(maps.select(source="concept_id_1", concept_id="concept_id_2"), files[RELATIONSHIP])
+        sources = below.join(mapped, on="concept_id").select("root", concept_id="source")
+        below = pl.concat([below, sources]).unique()
+    names = _read(_of(concept, "concept_id", below["concept_id"]), files[CONCEPT])
+    found = below.join(roots, left_on="root", right_on="concept_id").join(names, on="concept_id")
+    undotted = found.filter(pl.col("vocabulary_id").is_in(PREFIX_SYSTEMS)).with_columns(
+        code=pl.concat_str(
+            "vocabulary_id", pl.col("concept_code").str.replace_all(".", "", literal=True), separator="/"
+        )
+    )
+    return (
+        pl.concat([found, undotted])
+        .group_by("code")
+        .agg(description=pl.col("concept_name").min(), parent_codes=pl.col("root_code").unique().sort())
+        .sort("code")
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
 from pydantic import Field, field_validator
@@ -31,6 +31,17 @@ class DatasetProfile(Config):
     unit_column: str | None = Field(None, description="column that holds the unit of numeric_value")
     unit_in_code: tuple[str, ...] = Field((), description="codes whose last //segment is the unit")
     date_only: tuple[str, ...] = Field((), description="codes stamped 00:00 that are known only at the day's end")
+
+    groups: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, tuple[str, ...]]] = Field(
+        {}, description="of subjects, whose results are told apart: group -> level -> codes (sex: {female: [...]})"
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _own_names(cls, groups: dict[str, Any]) -> dict[str, Any]:
+        if taken := groups.keys() & {"age", "history", "subject_id", "prediction_time"}:
+            raise ValueError(f"{min(taken)!r} is a name that results have already; choose another")
+        return groups
 
     @field_validator("follow_up_end", mode="before")
     @classmethod

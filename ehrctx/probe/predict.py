@@ -34,6 +34,16 @@ PREDICTIONS: dict[str, Any] = {
 }
 
 
+def _not_estimable(y: dict[str, np.ndarray]) -> str:
+    """Why the labels of a task (bool[n] by split) give no scores; nothing where they do."""
+    classes = {split: len(np.unique(y[split])) for split in ("train", "held_out")}
+    reasons = []
+    for n, what in enumerate(("no labels", "one class only")):
+        if splits := [split for split, found in classes.items() if found == n]:
+            reasons.append(f"{what} in {' and '.join(splits)}")
+    return "; ".join(reasons)
+
+
 def _task_predictions(
     task: str,
     model: str,
@@ -53,9 +63,8 @@ def _task_predictions(
     rows = {s: placed.filter(pl.col("split") == s) for s in ("train", "tuning", "held_out")}
     y = {s: frame["y"].to_numpy() for s, frame in rows.items()}
     facts: dict[str, Any] = {"without_features": labels.height - placed.height}
-    missing = [s for s in ("train", "held_out") if len(np.unique(y[s])) < 2]
-    if missing:
-        facts["not_estimable"] = f"one class only in {' and '.join(missing)}"
+    if reason := _not_estimable(y):
+        facts["not_estimable"] = reason
         return pl.DataFrame(schema=PREDICTIONS), facts
     x = {s: features[frame["row"].to_numpy()] for s, frame in rows.items()}
     predicted = []

@@ -1,221 +1,234 @@
-"""`ehrctx score`: predictions of all models -> tidy scores, paired differences, label counts, model table."""
+"""Scores of each model, paired differences of each pair, and how often each wins, with patient-level intervals."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file, require_same_input
-from ehrctx.errors import InputError, refuse_repeated
-from ehrctx.events.meds import SPLITS
-from ehrctx.events.splits import read_splits
-from ehrctx.pretrain.trained import final_validation, trained_model
-from ehrctx.probe.predict import KIND as PREDICTIONS
-from ehrctx.probe.predict import read_predictions
-from ehrctx.probe.statistics import SCORES, interval, scores, subject_draws
-from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_sum, suppress
-from ehrctx.study import Privacy, Statistics
-from ehrctx.tasks.label_sets import read_labels
+from ehrctx.probe.by_task import Entry, TaskPredictions, count_labels
+from ehrctx.probe.delong import delong, delong_p
+from ehrctx.probe.statistics import FEW_POSITIVES, LESS_IS_BETTER, SCORES, Draws, holm, interval, scores, two_sided_p
+from ehrctx.probe.suppression import COUNTS
+from ehrctx.study import Statistics
+from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
-EVALUATED = "held_out"
-KEYS = ["task", "model", "head", "k", "replicate"]
-MACRO = "macro"
+ANY = "any other"  # the reference of a win rate against all others
 
-
-def _row(
-    identity: dict[str, Any], points: np.ndarray, replicates: np.ndarray, counts: dict, level: float
-) -> list[dict]:
-    """One row per score, of `points` float64[3] and `replicates` float64[replicates, 3]."""
-    rows = []
-    for s, name in enumerate(SCORES):
-        lower, upper = interval(replicates[:, s], level)
-        rows.append(identity | {"score": name, "value": points[s], "lower": lower, "upper": upper} | counts)
-    return rows
-
-
-def count_labels(y: np.ndarray, subjects: np.ndarray) -> dict[str, int]:
-    """COUNTS of labels: `y` bool[n], and whose they are, `subjects` int64[n]."""
-    numbers = len(y), int(y.sum()), len(np.unique(subjects)), len(np.unique(subjects[y]))
-    return dict(zip(COUNTS, numbers, strict=True))
+_IDENTITY: dict[str, Any] = {**dict.fromkeys(("task", *Entry._fields), pl.String), "replicate": pl.Int64}
+_REFERENCE = dict.fromkeys(("reference", "reference_head"), pl.String)
+_ESTIMATE: dict[str, Any] = dict.fromkeys(("value", "lower", "upper"), pl.Float64)
+_COUNTED = dict.fromkeys(COUNTS, pl.Int64)
+_TESTS = {**dict.fromkeys(("p", "p_holm", "p_delong"), pl.Float64), "sure": pl.Boolean}
+SCORE_TABLE: dict[str, Any] = {**_IDENTITY, "score": pl.String, **_ESTIMATE, **_COUNTED}
+DIFFERENCE_TABLE: dict[str, Any] = {**_IDENTITY, **_REFERENCE, "score": pl.String, **_ESTIMATE, **_TESTS, **_COUNTED}
+WIN_TABLE: dict[str, Any] = {
+    **dict.fromkeys(("model", "head"), pl.String),
+    **_REFERENCE,
+    "score": pl.String,
+    **_ESTIMATE,
+    "n_tasks": pl.Int64,
+}
+FEW_SHOT_TABLE: dict[str, Any] = {
+    **dict.fromkeys(("task", "model", "head", "k", "score"), pl.String),
+    **_ESTIMATE,
+    "deviation": pl.Float64,
+    "n_draws": pl.Int64,
+    **_COUNTED,
+}
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One task: (KEYS without the task) -> its scores, and those of each replicate; and its labels."""
+class Scored:
+    """One task, or the mean over several: each entry's scores (float64[3]) and those of each replicate
+    (float64[replicates, 3]); and the labels that they are of."""
 
-    found: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
-    y: np.ndarray  # bool[n]
-    subjects: np.ndarray  # int64[n]
+    found: dict[Entry, tuple[np.ndarray, np.ndarray]]
+    counts: dict[str, int]
 
 
-def _task_scores(task: str, frame: pl.DataFrame, ids: np.ndarray, draws: np.ndarray) -> _Scored:
-    key = ["subject_id", "prediction_time", "y"]
-    parts = frame.partition_by(*KEYS, maintain_order=True)
-    labels = parts[0].sort(key).select(key)
-    y, subjects = labels["y"].to_numpy(), labels["subject_id"].to_numpy()
-    drawn = draws[:, np.searchsorted(ids, subjects)]
+@dataclass(frozen=True)
+class ScoreTables:
+    """SCORE_TABLE, DIFFERENCE_TABLE, WIN_TABLE and FEW_SHOT_TABLE."""
+
+    scores: pl.DataFrame
+    differences: pl.DataFrame
+    wins: pl.DataFrame
+    few_shot: pl.DataFrame
+
+
+def _score(task: TaskPredictions, draws: Draws) -> Scored:
+    drawn, once = draws.of_labels(task.subject_ids), np.ones((1, len(task.y)))
+    found = {entry: (scores(task.y, p, once)[0], scores(task.y, p, drawn)) for entry, p in task.p.items()}
+    return Scored(found, task.counts())
+
+
+def _mean(tasks: list[TaskPredictions], scored: list[Scored], entries: Iterable[Entry]) -> Scored:
     found = {}
-    for part in parts:
-        ordered = part.sort(key)
-        if not ordered.select(key).equals(labels):
-            raise InputError(f"the models predicted different labels of {task!r}. Run the probes again.")
-        p = ordered["p"].to_numpy()
-        found[part.select(KEYS[1:]).row(0)] = scores(y, p, np.ones((1, len(y))))[0], scores(y, p, drawn)
-    return _Scored(found, y, subjects)
+    for entry in entries:
+        points, replicates = zip(*(of_task.found[entry] for of_task in scored), strict=True)
+        found[entry] = np.mean(points, axis=0), np.mean(replicates, axis=0)
+    y, subject_ids = np.concatenate([t.y for t in tasks]), np.concatenate([t.subject_ids for t in tasks])
+    return Scored(found, count_labels(y, subject_ids))
 
 
-def score_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Scores of each model and paired differences of each pair of models, on the held-out split, with intervals.
-
-    Scores: KEYS, score, value, lower, upper, COUNTS. Differences: the same with `reference` and `reference_head`; value
-    is the model's score minus the reference's (for Brier, less is better). The task "macro" is the unweighted mean over
-    the tasks that every model predicted: its n and n_positive are sums over them, its subjects distinct. One set of
-    draws of subjects serves all tasks, so that the mean's intervals and differences are paired, too.
-    """
-    held_out = pl.concat(list(predictions)).filter(pl.col("split") == EVALUATED)
-    ids = held_out["subject_id"].unique().sort().to_numpy()
-    draws = subject_draws(ids, statistics) if len(ids) else np.empty((statistics.replicates, 0))
-    everything = held_out.select(KEYS[1:]).unique(maintain_order=True).rows()
-    of_tasks = {
-        str(task): _task_scores(str(task), frame, ids, draws)
-        for (task,), frame in held_out.group_by(["task"], maintain_order=True)
-    }
-    complete = [scored for scored in of_tasks.values() if len(scored.found) == len(everything)]
-    if len(complete) > 1:
-        mean = {}
-        for key in everything:
-            points, replicates = zip(*(scored.found[key] for scored in complete), strict=True)
-            mean[key] = np.mean(points, axis=0), np.mean(replicates, axis=0)
-        y, subjects = (np.concatenate(parts) for parts in zip(*((s.y, s.subjects) for s in complete), strict=True))
-        of_tasks = {MACRO: _Scored(mean, y, subjects), **of_tasks}
-    rows: list[dict[str, Any]] = []
-    differences: list[dict[str, Any]] = []
-    for task, scored in of_tasks.items():
-        found, counts = scored.found, count_labels(scored.y, scored.subjects)
-        identities = {key: {"task": task, **dict(zip(KEYS[1:], key, strict=True))} for key in found}
-        for key, of_key in found.items():
-            rows += _row(identities[key], *of_key, counts, statistics.level)
-        for a, b in itertools.permutations(found, 2):
-            reference = {"reference": identities[b]["model"], "reference_head": identities[b]["head"]}
-            difference = found[a][0] - found[b][0], found[a][1] - found[b][1]
-            differences += _row(identities[a] | reference, *difference, counts, statistics.level)
-    numbers: dict[str, Any] = dict.fromkeys(("value", "lower", "upper"), pl.Float64)
-    numbers |= dict.fromkeys(COUNTS, pl.Int64)
-    identity_schema = {**dict.fromkeys(KEYS, pl.String), "replicate": pl.Int64}
-    referred = dict.fromkeys(("reference", "reference_head"), pl.String)
-    return (
-        pl.DataFrame(rows, schema={**identity_schema, "score": pl.String, **numbers}),
-        pl.DataFrame(differences, schema={**identity_schema, **referred, "score": pl.String, **numbers}),
-    )
+def _means(tasks: list[TaskPredictions], scored: list[Scored]) -> list[tuple[str, Scored]]:
+    """For the entries of each k: the mean over the tasks that all of them predicted, and over those of these that have
+    enough positive subjects; each only of two tasks or more."""
+    by_k: dict[str, list[Entry]] = {}
+    for entry in dict.fromkeys(entry for of_task in scored for entry in of_task.found):
+        by_k.setdefault(entry.k, []).append(entry)
+    means = []
+    for entries in by_k.values():
+        complete = [i for i, of_task in enumerate(scored) if of_task.found.keys() >= set(entries)]
+        many = [i for i in complete if scored[i].counts["n_positive_subjects"] >= FEW_POSITIVES]
+        for name, over in ((MACRO, complete), (MACRO_MANY_POSITIVES, many)):
+            if len(over) > 1:
+                means.append((name, _mean([tasks[i] for i in over], [scored[i] for i in over], entries)))
+    return means
 
 
-def label_table(
-    labels: dict[str, pl.DataFrame], splits: pl.DataFrame, estimable: dict[str, str | None]
-) -> pl.DataFrame:
-    """(task, split, COUNTS, note); the note says why a task has no scores."""
+def _estimates(point: np.ndarray, replicates: np.ndarray, level: float) -> list[dict[str, Any]]:
+    """One row per score, of `point` float64[3] and `replicates` float64[replicates, 3]."""
     rows = []
-    for task, frame in labels.items():
-        placed = frame.join(splits, on="subject_id", how="left")
-        for split in SPLITS:
-            part = placed.filter(pl.col("split") == split)
-            counts = count_labels(part["boolean_value"].to_numpy(), part["subject_id"].to_numpy())
-            rows.append({"task": task, "split": split, **counts, "note": estimable.get(task) or ""})
-    return pl.DataFrame(rows)
+    for s, name in enumerate(SCORES):
+        lower, upper = interval(replicates[:, s], level)
+        rows.append({"score": name, "value": float(point[s]), "lower": lower, "upper": upper})
+    return rows
 
 
-def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One row per trained model (architecture, context, parameters, tokens, speed …), and its validation losses.
+def _delong_p(task: TaskPredictions, entries: list[Entry]) -> dict[tuple[Entry, Entry], float]:
+    auroc, covariance = delong(task.y, np.stack([task.p[entry] for entry in entries]), task.subject_ids)
+    places = itertools.permutations(range(len(entries)), 2)
+    return {(entries[a], entries[b]): delong_p(auroc, covariance, a, b) for a, b in places}
 
-    The second table is (model, arch, context, tokens, loss), the loss in nats per token.
-    """
-    columns = (
-        "arch",
-        "context",
-        "parameters",
-        "tokens",
-        "seconds",
-        "tokens_per_second",
-        "real_token_share",
-        "subjects",
+
+def _differences(
+    name: str, scored: Scored, delongs: Mapping[tuple[Entry, Entry], float], level: float
+) -> list[dict[str, Any]]:
+    """Every ordered pair of the entries that were fitted on all labels."""
+    rows = []
+    entries = [entry for entry in scored.found if entry.k == "all"]
+    for a, b in itertools.permutations(entries, 2):
+        point, replicates = (x - z for x, z in zip(scored.found[a], scored.found[b], strict=True))
+        identity = {"task": name, **a._asdict(), "reference": b.model, "reference_head": b.head}
+        for s, row in enumerate(_estimates(point, replicates, level)):
+            tests = {
+                "p": two_sided_p(replicates[:, s]),
+                "p_delong": delongs.get((a, b)) if row["score"] == "auroc" else None,
+            }
+            rows.append(identity | row | tests | scored.counts)
+    return rows
+
+
+def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
+    """Adjusts the p values of one score. A family of tests is all tasks of one pair of models; for a mean over tasks,
+    which is one test, all models against one reference."""
+    is_mean = pl.col("task").is_in([MACRO, MACRO_MANY_POSITIVES])
+    family = {
+        "_pair": pl.when(is_mean).then(pl.lit("")).otherwise(pl.concat_str("model", "head", separator="\0")),
+        "_mean": pl.when(is_mean).then(pl.col("task")).otherwise(pl.lit("")),
+    }
+    adjusted = pl.col("p").map_batches(lambda p: pl.Series(holm(p.to_numpy())), return_dtype=pl.Float64)
+    return (
+        differences.with_columns(**family)
+        .with_columns(p_holm=adjusted.over("score", "reference", "reference_head", *family))
+        .with_columns(sure=pl.when(pl.col("p_holm").is_finite()).then(pl.col("p_holm") < 1 - level))
+        .drop(*family)
     )
-    rows, curves = [], []
-    for folder in folders:
-        model, facts = trained_model(folder)
-        rows.append(
-            {"model": model}
-            | {c: facts[c] for c in (*columns, "passes", "device")}
-            | {"earlier_tokens": facts.get("start", {}).get("earlier_tokens", 0)}
-            | {"validation_loss": validation[1] if (validation := final_validation(facts)) else None}
-        )
-        identity = {"model": model, "arch": facts["arch"], "context": facts["context"]}
-        curves += [identity | {"tokens": tokens, "loss": loss} for tokens, loss in facts["validation"]]
-    return pl.DataFrame(rows), pl.DataFrame(curves)
 
 
-def _refuse_other_splits(predictions: Sequence[pl.DataFrame], splits: pl.DataFrame, splits_file: Path) -> None:
-    made = pl.concat([frame.select("subject_id", "split") for frame in predictions]).unique()
-    joined = made.join(splits.rename({"split": "given"}), on="subject_id", how="left")
-    other = joined.filter(pl.col("split").ne_missing(pl.col("given"))).height
-    if other:
-        raise InputError(
-            f"{splits_file} puts {other:,} subjects into another split than the predictions do. "
-            f"Give the splits that the timelines were made with."
-        )
+def _wins(scored: list[Scored], level: float) -> list[dict[str, Any]]:
+    """In which share of tasks each entry's score is better than another's (a tie counts half), over the tasks that both
+    predicted; and the mean of that over all others."""
+    entries = list(dict.fromkeys(entry for of_task in scored for entry in of_task.found if entry.k == "all"))
+    sign = np.array([-1.0 if name in LESS_IS_BETTER else 1.0 for name in SCORES])
+    rows: list[dict[str, Any]] = []
+    for a in entries:
+        against: list[tuple[np.ndarray, np.ndarray, int]] = []
+        for b in (entry for entry in entries if entry != a):
+            both = [of_task.found for of_task in scored if a in of_task.found and b in of_task.found]
+            if not both:
+                continue
+            point, replicates = (
+                np.mean([(np.sign(sign * (found[a][part] - found[b][part])) + 1) / 2 for found in both], axis=0)
+                for part in (0, 1)
+            )
+            against.append((point, replicates, len(both)))
+            rows += _win_rows(a, b.model, b.head, point, replicates, len(both), level)
+        if against:
+            points, of_replicates, n_tasks = zip(*against, strict=True)
+            mean = np.mean(points, axis=0), np.mean(of_replicates, axis=0)
+            rows += _win_rows(a, ANY, "", *mean, max(n_tasks), level)
+    return rows
 
 
-def _hide_parts_of_the_mean(keys: Sequence[tuple], _: Sequence[Counts], shown: Sequence[Cells]) -> list[Cells]:
-    """`keys` are (task,): the mean's counts must not give away those of a task."""
-    tasks = [own for (task,), own in zip(keys, shown, strict=True) if task != MACRO]
-    return [of_sum(own, tasks) if task == MACRO else own for (task,), own in zip(keys, shown, strict=True)]
+def _win_rows(
+    entry: Entry, reference: str, head: str, point: np.ndarray, replicates: np.ndarray, n_tasks: int, level: float
+) -> list[dict[str, Any]]:
+    identity = {"model": entry.model, "head": entry.head, "reference": reference, "reference_head": head}
+    return [identity | row | {"n_tasks": n_tasks} for row in _estimates(point, replicates, level)]
 
 
-def write_scores(
-    predictions: Sequence[Path],
-    models: Sequence[Path],
-    labels_folder: Path,
-    splits_file: Path,
-    statistics: Statistics,
-    privacy: Privacy,
-    out: Path,
-) -> pl.DataFrame:
-    """Writes scores, differences, labels, models and curves (.csv) and provenance.json to `out`; returns the scores.
+def _few_shot(name: str, scored: Scored, statistics: Statistics) -> list[dict[str, Any]]:
+    """Means over the draws of k labels. The interval draws both subjects and draws anew: each replicate takes the mean
+    over as many of the draws, with replacement."""
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in scored.found:
+        if entry.k != "all":
+            groups.setdefault((entry.model, entry.head, entry.k), []).append(entry)
+    rows: list[dict[str, Any]] = []
+    for (model, head, k), entries in groups.items():
+        points = np.stack([scored.found[entry][0] for entry in entries])
+        replicates = np.stack([scored.found[entry][1] for entry in entries], axis=1)
+        rng = np.random.default_rng(statistics.seed)  # the same draws for all models: paired
+        chosen = rng.integers(0, len(entries), size=(len(replicates), len(entries)))
+        means = np.take_along_axis(replicates, chosen[:, :, None], axis=1).mean(axis=1)
+        identity = {"task": name, "model": model, "head": head, "k": k, "n_draws": len(entries)}
+        deviations = points.std(axis=0, ddof=1) if len(entries) > 1 else np.full(len(SCORES), np.nan)
+        for s, row in enumerate(_estimates(points.mean(axis=0), means, statistics.level)):
+            rows.append(identity | row | {"deviation": float(deviations[s])} | scored.counts)
+    return rows
 
-    Raises InputError if the predictions were made from other labels or other splits, or a model is given twice.
+
+def score_tables(tasks: Iterable[TaskPredictions], draws: Draws, statistics: Statistics) -> ScoreTables:
+    """What the held-out labels say of each entry, each pair of entries, and each number of labels per class.
+
+    The difference is the entry's score minus the reference's (for Brier, less is better); differences and wins are of
+    heads fitted on all labels alone. The task "macro" is the unweighted mean over the tasks that every entry (of one k)
+    predicted, "macro_many_positives" that over those of them with at least `FEW_POSITIVES` positive subjects: their n
+    and n_positive are sums over tasks, their subjects distinct.
+
+    `p` is the bootstrap's p value of a difference, `p_holm` the same for being one of many tests, `sure` whether it is
+    under 1 - level, `p_delong` the cross-check of an AUROC's `p` in closed form.
     """
-    for folder in predictions:
-        require_same_input(folder, PREDICTIONS, "labels", labels_folder)
-    read = [read_predictions(folder) for folder in predictions]
-    refuse_repeated([model for model, _, _ in read], "the predictions")
-    splits = read_splits(splits_file)
-    _refuse_other_splits([frame for _, frame, _ in read], splits, splits_file)
-    table, differences = score_tables([frame for _, frame, _ in read], statistics)
-    reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
-    counted = label_table(read_labels(labels_folder), splits, reasons)
-    trained, curves = model_tables(models)
-    frames = {
-        "scores": suppress(table, ["task"], privacy, _hide_parts_of_the_mean),
-        "differences": suppress(differences, ["task"], privacy, _hide_parts_of_the_mean),
-        "labels": suppress(counted, ["task", "split"], privacy),
-        "models": trained.with_columns(subjects=mask(pl.col("subjects"), privacy)) if trained.height else trained,
-        "curves": curves,
-    }
-    for name, frame in frames.items():
-        with new_file(Path(out) / f"{name}.csv") as partial:
-            frame.write_csv(partial, float_precision=6)
-    provenance = {
-        "statistics": statistics.model_dump(),
-        "inputs": {
-            f"{p.parent.name}/{p.name}": fingerprint(p)
-            for p in (*predictions, *models, Path(labels_folder), Path(splits_file))
-        },
-    }
-    with new_file(Path(out) / "provenance.json") as partial:
-        partial.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    return table
+    of_tasks, scored = [], []
+    differences: list[dict[str, Any]] = []
+    for task in tasks:
+        of_tasks.append(TaskPredictions(task.task, task.y, task.subject_ids, task.times, {}))  # the labels alone
+        scored.append(_score(task, draws))
+        entries = list(task.on_all_labels().p)
+        delongs = _delong_p(task, entries) if len(entries) > 1 else {}
+        differences += _differences(task.task, scored[-1], delongs, statistics.level)
+    means = _means(of_tasks, scored)
+    named = [*means, *((task.task, of_task) for task, of_task in zip(of_tasks, scored, strict=True))]
+    of_means = [row for name, mean in means for row in _differences(name, mean, {}, statistics.level)]
+    rows = [
+        {"task": name, **entry._asdict(), **row, **of_task.counts}
+        for name, of_task in named
+        for entry, values in of_task.found.items()
+        for row in _estimates(*values, statistics.level)
+    ]
+    few_shot = [row for name, of_task in named for row in _few_shot(name, of_task, statistics)]
+    return ScoreTables(
+        scores=pl.DataFrame(rows, schema=SCORE_TABLE),
+        differences=_with_holm(pl.DataFrame(of_means + differences, schema=DIFFERENCE_TABLE), statistics.level).select(
+            list(DIFFERENCE_TABLE)
+        ),
+        wins=pl.DataFrame(_wins(scored, statistics.level), schema=WIN_TABLE),
+        few_shot=pl.DataFrame(few_shot, schema=FEW_SHOT_TABLE),
+    )

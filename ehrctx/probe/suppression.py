@@ -56,11 +56,12 @@ def cells(counts: Counts, privacy: Privacy) -> Cells:
 
 
 def of_sum(total: Cells, parts: Sequence[Cells]) -> Cells:
-    """A sum (or a union) of `parts`: a lower bound where one of them is hidden."""
+    """A sum (or a union) of `parts`, or of some of them: a lower bound where one of them is hidden."""
     found = {}
     for name, cell in total.items():
         gives_away = not is_hidden(cell) and any(is_hidden(part[name]) for part in parts)
-        found[name] = f">={max(lower_bound(part[name]) for part in parts)}" if gives_away else cell
+        bounds = (lower_bound(part[name]) for part in parts)
+        found[name] = f">={max(b for b in bounds if b <= int(cell))}" if gives_away else cell
     return found
 
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ehrctx.probe.predict import COUNTS as BASELINE
-from ehrctx.probe.score import MACRO
 from ehrctx.probe.suppression import is_hidden, lower_bound
 from ehrctx.report.families import NAMES, Family, families
+from ehrctx.tasks.definition import MACRO
 
 # Okabe & Ito (2008), and a brown that no colour deficiency takes for one of them; marker and dash differ too, so that a
 # figure also reads in grey.

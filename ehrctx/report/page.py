@@ -17,6 +17,7 @@ from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.report.figures import (
     BASELINES,
@@ -31,7 +32,6 @@ from ehrctx.report.figures import (
     validation_curves,
 )
 from ehrctx.report.sentences import (
-    FEW_POSITIVES,
     against_baseline,
     best_sentence,
     context_sentence,
@@ -55,7 +55,7 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
         if not file.is_file():
             verb = "robustness" if name in ("strata", "perplexity") else "score"
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
-        types: dict[str, Any] = dict.fromkeys((*COUNTS, "subjects", "k", "note"), pl.String)
+        types: dict[str, Any] = dict.fromkeys((*COUNTS, "subjects", "k", "note", "left_out"), pl.String)
         types |= dict.fromkeys(("value", "lower", "upper", "median", "loss"), pl.Float64)
         tables[name] = pl.read_csv(file, schema_overrides=types)
     return tables
@@ -113,8 +113,8 @@ def _label_rows(labels: pl.DataFrame) -> list[dict[str, Any]]:
     """One row per task, its splits side by side."""
     rows = []
     for (task,), own in labels.group_by(["task"], maintain_order=True):
-        note = next((n for n in own["note"].to_list() if n), "")
-        rows.append({"task": task, "splits": own.to_dicts(), "note": note})
+        texts = {name: next((text for text in own[name].to_list() if text), "") for name in ("note", "left_out")}
+        rows.append({"task": task, "splits": own.to_dicts()} | texts)
     return rows
 
 

@@ -7,14 +7,12 @@ from typing import Any
 import polars as pl
 
 from ehrctx.probe.predict import COUNTS as BASELINE
-from ehrctx.probe.score import MACRO
+from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.suppression import lower_bound
 from ehrctx.report.families import families
 from ehrctx.report.figures import BASELINES, PROPERTY_NAMES, count, overall_task
+from ehrctx.tasks.definition import MACRO
 
-# With fewer subjects that have a positive label, a percentile bootstrap over subjects covers clearly less than it says
-# (two subjects with 15 positive labels each: 39 % of its intervals call two equal models different). No verdict then.
-FEW_POSITIVES = 20
 # Where "early" begins: the first tokens of a timeline are its birth and registration.
 EARLY = 64
 

@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.probe.score import EVALUATED, MACRO, count_labels
+from ehrctx.probe.by_task import EVALUATED, count_labels
 from ehrctx.probe.statistics import interval, subject_draws
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.study import Statistics
+from ehrctx.tasks.definition import MACRO
 
 STRATIFIED = ("rr_1", "rr", "gap_sd", "gap_sd_with_birth", "gap_mean", "gap_iqr", "n_tokens")
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")

@@ -13,13 +13,13 @@ from ehrctx.artifacts import fingerprint, new_file, read_manifest
 from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
-from ehrctx.probe.score import MACRO
 from ehrctx.probe.suppression import Cells, Counts, mask, of_partition, of_sum, suppress
 from ehrctx.robustness.progression import perplexity_table
 from ehrctx.robustness.properties import KIND as PROPERTIES
 from ehrctx.robustness.properties import read_properties
 from ehrctx.robustness.strata import DIFFERENCE, QUARTILES, strata_table
 from ehrctx.study import Perplexity, Privacy, Statistics
+from ehrctx.tasks.definition import MACRO
 
 STRATUM = ("task", "property", "stratum")
 

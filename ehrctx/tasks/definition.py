@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ehrctx.configuration import Config, find, read_yaml, validate
 from ehrctx.errors import InputError, nearest
+from ehrctx.tasks.label_files import SUFFIXES, WHOLE
 
 DEFINITIONS = Path(__file__).parent / "definitions"
+MACRO = "macro"  # what stands for a task's name in rows of the mean over tasks
+MACRO_MANY_POSITIVES = "macro_many_positives"  # and of the mean over those that rest on many positive subjects
 Concepts = dict[str, tuple[str, ...]]
+Censored = Literal["negative", "left_out"]
+CENSORED = "a horizon that outlasts the follow-up: no label, or judged by what was seen of it"
 
 
 def plain_unit(unit: str) -> str:
@@ -21,47 +26,74 @@ def plain_unit(unit: str) -> str:
     return re.sub("µ|μ|mc", "u", unit.lower().replace(" ", ""))
 
 
+CHEXPERT = (
+    "EHRSHOT's task 'chexpert' holds 14 findings in one number, and the study leaves it out. Leave it out too, or "
+    "write labels of True and False for each finding, under names of your own."
+)
+
+
+NAME = r"^[a-z0-9][a-z0-9_]*$"
+
+
 def _own_name(task: str) -> str:
-    if task == "macro":
-        raise ValueError("'macro' is the name of the mean over tasks; choose another")
+    if task == "chexpert":
+        raise ValueError(CHEXPERT)
+    taken = dict.fromkeys((MACRO, MACRO_MANY_POSITIVES), "a mean over tasks") | {"history": "a file beside the labels"}
+    if task in taken:
+        raise ValueError(f"{task!r} is the name of {taken[task]}; choose another")
     return task
 
 
 class _Task(Config):
-    needs: ClassVar[tuple[str, ...]] = ()  # keys that the profile must fill
-
     task: Annotated[str, AfterValidator(_own_name)] = Field(
-        pattern=r"^[a-z0-9][a-z0-9_]*$", description="names the label file and the rows"
+        pattern=NAME, description="names the label file and the rows"
     )
     question: str
     source: str = ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys that the data set's profile must fill."""
+        return ()
+
+    @property
+    def concepts(self) -> Concepts:
+        """The concepts that it names: system -> codes."""
+        return {}
 
 
 class Stay(_Task):
     """Will a hospital stay be long? Predicted at 23:59 of the admission day."""
 
-    needs = ("admission", "discharge")
-
     family: Literal["stay"]
     at_least_days: float = Field(gt=0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge")
 
 
 class Icu(_Task):
     """Will the patient come to intensive care in this stay? Predicted at 23:59 of the admission day."""
 
-    needs = ("admission", "discharge", "icu_admission")
-
     family: Literal["icu"]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", "icu_admission")
 
 
 class Readmission(_Task):
     """Will the patient be admitted again soon? Predicted at 23:59 of the discharge day."""
 
-    needs = ("admission", "discharge", "death", "follow_up_end")
-
     family: Literal["readmission"]
     at_least_minutes: float = Field(ge=0, description="after the prediction time")
     at_most_days: float = Field(gt=0, description="after the prediction time")
+    censored: Censored = Field("left_out", description=CENSORED)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", "death", *(("follow_up_end",) if self.censored == "left_out" else ()))
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -86,6 +118,10 @@ class Laboratory(_Task):
         description="how a mild value lies to its threshold; moderate and severe ones lie strictly beyond theirs"
     )
     thresholds: tuple[float, float, float] = Field(description="mild, moderate, severe")
+
+    @property
+    def concepts(self) -> Concepts:
+        return self.result
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -116,11 +152,18 @@ class Laboratory(_Task):
 class Diagnosis(_Task):
     """Will a disease be diagnosed for the first time? Predicted at 23:59 of the discharge day."""
 
-    needs = ("admission", "discharge")
-
     family: Literal["diagnosis"]
     diagnosis: Concepts = Field(description="the disease: system -> codes; ICD codes stand for all they begin")
     within_days: tuple[float, float] = Field(description="(more than, at most) days after the prediction time")
+    censored: Censored = Field("negative", description=CENSORED)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("admission", "discharge", *(("death", "follow_up_end") if self.censored == "left_out" else ()))
+
+    @property
+    def concepts(self) -> Concepts:
+        return self.diagnosis
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -133,21 +176,93 @@ class Diagnosis(_Task):
         return self
 
 
+class Given(_Task):
+    """Labels that are there already."""
+
+    family: Literal["given"]
+    labels: str = Field(description="a label file, or a folder with one or its shards; relative to the definition")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, from another folder than the one that its path is relative to."""
+        return self.model_copy(update={"labels": str(folder / self.labels)})
+
+
+class Femr(_Task):
+    """What a labeler says that was written for femr (`femr.labelers.Labeler`)."""
+
+    family: Literal["femr"]
+    labeler: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="file.py:Class; relative to the definition")
+    arguments: dict[str, Any] = Field({}, description="of its constructor")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, from another folder than the one that its path is relative to."""
+        return self.model_copy(update={"labeler": str(folder / self.labeler)})
+
+    @property
+    def file(self) -> Path:
+        """Where the class is written."""
+        return Path(self.labeler.rpartition(":")[0])
+
+
 Definition = Stay | Icu | Readmission | Laboratory | Diagnosis
-FAMILIES: dict[str, type[Definition]] = {
+Task = Definition | Given | Femr
+FAMILIES: dict[str, type[Task]] = {
     "stay": Stay,
     "icu": Icu,
     "readmission": Readmission,
     "laboratory": Laboratory,
     "diagnosis": Diagnosis,
+    "given": Given,
+    "femr": Femr,
 }
 
 
-def load_definition(name_or_path: str) -> Definition:
-    """A shipped definition by name, or one from a file."""
+def with_censored(definition: Task, censored: Literal["published"] | Censored) -> Task:
+    """The definition with another rule for censored horizons, where it has one; `published` leaves it as it is."""
+    if censored == "published" or not isinstance(definition, Readmission | Diagnosis):
+        return definition
+    return definition.model_copy(update={"censored": censored})
+
+
+def _given_at(place: Path) -> Given:
+    """The task that a label file or a folder of labels stands for: its name is theirs."""
+    own = place.parent if place.name in WHOLE else place
+    name = own.stem if own.suffix in SUFFIXES else own.name
+    if not place.exists():
+        raise InputError(f"no such label file: {place}.")
+    if not re.fullmatch(NAME, name):
+        raise InputError(
+            f"{place}: {name!r} is no name of a task, which has lower-case letters, digits and _ alone. Rename it, or "
+            f"write a definition with `family: given` and the path as `labels`."
+        )
+    values = {"task": name, "family": "given", "question": f"as given in {place}", "labels": str(place)}
+    return validate(Given, values, str(place))
+
+
+def load_definition(name_or_path: str) -> Task:
+    """A shipped definition by name, one from a file, or the labels in a file or folder."""
+    if name_or_path == "chexpert":
+        raise InputError(CHEXPERT)
+    place = Path(name_or_path)
+    if place.suffix in SUFFIXES or ("/" in name_or_path and place.is_dir()):
+        return _given_at(place)
     path = find(name_or_path, DEFINITIONS, "task")
     values = read_yaml(path)
     family = values.get("family") if isinstance(values, Mapping) else "stay"  # `validate` says what is wrong
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: no task family {family!r}; {nearest(str(family), FAMILIES)}")
-    return validate(FAMILIES[family], values, str(path))
+    definition = validate(FAMILIES[family], values, str(path))
+    if isinstance(definition, Given | Femr):
+        definition = definition.beside(path.parent)
+    if isinstance(definition, Femr) and not definition.file.is_file():
+        raise InputError(f"{path}: no such file: {definition.file}. Mend `labeler`.")
+    return definition
+
+
+def load_definitions(names_or_paths: Sequence[str]) -> list[Task]:
+    """Those of a study. Raises InputError if two have the same name."""
+    definitions = [load_definition(task) for task in names_or_paths]
+    names = [definition.task for definition in definitions]
+    if len(set(names)) < len(names):
+        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    return definitions

@@ -1,62 +1,69 @@
-"""Labels that somebody else made, in the MEDS label schema: EHRSHOT's own, or those of another tool."""
+"""Labels that somebody else made: EHRSHOT's own, or those of another tool, in the MEDS label schema or as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.events.meds import read_parquet
+from ehrctx.tasks.label_csv import read_csv, refuse_row
 from ehrctx.tasks.labelers import LABEL_SCHEMA
 
-
-def label_files(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
-    """The file of each task: `<task>/labels.parquet`, as EHRSHOT has it, or `<task>.parquet`."""
-    folder = Path(folder)
-    found = {}
-    for task in tasks:
-        places = [folder / task / "labels.parquet", folder / f"{task}.parquet"]
-        files = [place for place in places if place.is_file()]
-        if not files:
-            raise InputError(
-                f"no labels of {task!r} in {folder}: put {task}/labels.parquet or {task}.parquet there, or leave the "
-                f"task out."
-            )
-        found[task] = files[0]
-    return found
-
-
+# Before MEDS 0.3; and what ACES writes for data sets that are not in MEDS.
+OTHER_NAMES = {"subject_id": "patient_id", "prediction_time": "index_timestamp"}
 ACCEPTED: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
     "subject_id": (lambda t: t.is_integer(), "an integer"),
     "prediction_time": (lambda t: isinstance(t, pl.Datetime), "a date-time"),
     "boolean_value": (lambda t: t in (pl.Boolean, pl.Null), "a boolean"),
     "integer_value": (lambda t: t.is_integer() or t.is_float() or t == pl.Null, "an integer"),
 }
+UNUSABLE = ("float_value", "categorical_value")
+
+
+def _read_columns(file: Path) -> tuple[pl.DataFrame, dict[str, str]]:
+    """The columns of a label file under MEDS's names, and what the file calls those that it calls otherwise."""
+    if file.suffix == ".csv":
+        return read_csv(file)
+    labels = read_parquet(file, str(file))
+    names = {old: new for new, old in OTHER_NAMES.items() if new not in labels.columns and old in labels.columns}
+    if "label" in labels.columns and not {"boolean_value", "integer_value"} & set(labels.columns):
+        names["label"] = "boolean_value" if labels.schema["label"] == pl.Boolean else "integer_value"
+    return labels.rename(names), {new: old for old, new in names.items()}
 
 
 def read_given(file: Path) -> pl.DataFrame:
-    """LABEL_SCHEMA from a MEDS label file. A grade above 0 is positive where boolean_value is not there."""
-    labels = read_parquet(file, str(file))
+    """LABEL_SCHEMA from a label file. A grade above 0 is positive where there is no boolean_value.
+
+    MEDS 0.3 has all columns of values and leaves those empty that are not meant, 0.4 may leave them out; other columns,
+    such as ACES's summaries of windows, are ignored. Raises InputError, with file and row, where a column or a value is
+    missing or is not what MEDS prescribes.
+    """
+    labels, names = _read_columns(file)
     missing = [c for c in ("subject_id", "prediction_time") if c not in labels.columns]
     if missing:
         raise InputError(f"{file}: the column {missing[0]!r} is missing. Write it as MEDS prescribes.")
+    stated = [c for c in ("boolean_value", "integer_value") if c in labels.columns]
+    others = [c for c in UNUSABLE if c in labels.columns]
+    if not stated:
+        instead = f" ({others[0]} is)" if others else ""
+        raise InputError(
+            f"{file}: neither boolean_value nor integer_value is there{instead}. Write one of them, as MEDS prescribes."
+        )
+    if labels.is_empty():  # a shard of which no subject has the task; its columns may have no type
+        return pl.DataFrame(schema=LABEL_SCHEMA)
     for column, (accepts, expected) in ACCEPTED.items():
         if column in labels.columns and not accepts(labels.schema[column]):
-            raise InputError(f"{file}: the column {column!r} is {labels.schema[column]}, expected {expected}. Cast it.")
+            called = names.get(column, column)
+            raise InputError(f"{file}: the column {called!r} is {labels.schema[column]}, expected {expected}. Cast it.")
     if "integer_value" in labels.columns:
         grade = labels["integer_value"]
         whole = grade.cast(pl.Int64, strict=False)
-        broken = grade.is_not_null() & (whole.is_null() | (whole != grade))
-        if broken.any():
-            raise InputError(
-                f"{file}, row {int(broken.arg_true()[0]) + 1:,}: integer_value is not a whole number. "
-                f"Round it, leave it empty, or leave the row out."
-            )
-    stated = [c for c in ("boolean_value", "integer_value") if c in labels.columns]
-    if not stated:
-        raise InputError(f"{file}: neither boolean_value nor integer_value is there. Write it as MEDS prescribes.")
+        called = names.get("integer_value", "integer_value")
+        problem = f"{called} is not a whole number. Round it, leave it empty, or leave the row out."
+        refuse_row(file, grade.is_not_null() & (whole.is_null() | (whole != grade)), problem)
     values = {"boolean_value": pl.col("boolean_value"), "integer_value": pl.col("integer_value") > 0}
     found = labels.select(
         "subject_id",
@@ -64,12 +71,13 @@ def read_given(file: Path) -> pl.DataFrame:
         boolean_value=pl.coalesce(values[column] for column in stated),
         integer_value=pl.col("integer_value") if "integer_value" in stated else pl.lit(None),
     )
-    for column, name in (*((c, c) for c in ("subject_id", "prediction_time")), ("boolean_value", stated[0])):
-        empty = found[column].is_null()
-        if empty.any():
-            raise InputError(
-                f"{file}, row {int(empty.arg_true()[0]) + 1:,}: {name} is empty. Fill it, or leave the row out."
-            )
+    for column in others:
+        problem = f"{column} alone is filled. Only boolean_value and integer_value can be used: fill one of them."
+        refuse_row(file, found["boolean_value"].is_null() & labels[column].is_not_null(), problem)
+    for column, source in zip(found.columns, ("subject_id", "prediction_time", stated[0]), strict=False):
+        refuse_row(
+            file, found[column].is_null(), f"{names.get(source, source)} is empty. Fill it, or leave the row out."
+        )
     if found["subject_id"].cast(pl.Int64, strict=False).has_nulls():
         raise InputError(f"{file}: a subject_id does not fit into 64 bits. Use the ids of the data set.")
     return found.cast(LABEL_SCHEMA).sort("subject_id", "prediction_time", maintain_order=True)  # type: ignore[arg-type]

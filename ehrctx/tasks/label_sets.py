@@ -15,13 +15,30 @@ from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
+from ehrctx.events.ontology import PREFIX_SYSTEMS, athena_codes, athena_files
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.study import Labels
-from ehrctx.tasks.definition import Definition, Laboratory, load_definition
-from ehrctx.tasks.given import label_files, read_given
-from ehrctx.tasks.labelers import label_shard
+from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, load_definitions, with_censored
+from ehrctx.tasks.history import FILE as HISTORY
+from ehrctx.tasks.history import HISTORY_SCHEMA, LABELS, history_of
+from ehrctx.tasks.imports import import_labels
+from ehrctx.tasks.labelers import judge, labels_of, reasons_of
 
-KIND = "labels"
+KIND = LABELS
+BEYOND_LIMIT = "beyond max_times_per_subject"
+
+
+def read_definitions(tasks: Sequence[str], choices: Labels) -> list[Task]:
+    """The definitions of `tasks` (names or paths), as the study's choices change them."""
+    return [with_censored(definition, choices.censored) for definition in load_definitions(tasks)]
+
+
+def check_profile(definitions: Sequence[Definition], profile: DatasetProfile) -> None:
+    """Raises InputError if the profile leaves a key empty that a task needs."""
+    for definition in definitions:
+        for key in definition.needs:
+            if not getattr(profile, key):
+                raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
 
 
 def _priority(subject_id: int, time: int, seed: int) -> int:
@@ -40,64 +57,98 @@ def limit_times(labels: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     return labels.join(kept.drop("_priority"), on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
 
 
+def read_concepts(dataset: Dataset, definitions: Sequence[Definition], ontology: Path | None = None) -> pl.DataFrame:
+    """(code, description, parent_codes): the data set's own, and what an ontology has below the tasks' concepts."""
+    codes = read_codes(dataset)
+    concepts = {
+        f"{system}/{member}"
+        for definition in definitions
+        for system, members in definition.concepts.items()
+        if system not in PREFIX_SYSTEMS
+        for member in members
+    }
+    if ontology is None or not concepts:
+        return codes
+    return pl.concat([codes, athena_codes(ontology, concepts)], how="vertical_relaxed")
+
+
+def limited(labels: pl.DataFrame, definition: Task, choices: Labels) -> pl.DataFrame:
+    """The labels that the study keeps: laboratory tasks have many for some subjects."""
+    if choices.max_times_per_subject is None or not isinstance(definition, Laboratory):
+        return labels
+    return limit_times(labels, choices.max_times_per_subject, choices.seed)
+
+
 def make_labels(
-    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition]
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], ontology: Path | None = None
 ) -> dict[str, tuple[pl.DataFrame, Counter[str]]]:
     """By task, the labels of all subjects, and how many were left out for which reason."""
-    for definition in definitions:
-        for key in definition.needs:
-            if not getattr(profile, key):
-                raise InputError(f"the task {definition.task!r} needs `{key}` in the profile {profile.name!r}. Add it.")
-    codes = read_codes(dataset)
+    check_profile(definitions, profile)
+    codes = read_concepts(dataset, definitions, ontology)
     parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
     left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
     for shard in dataset.shards:
         events = read_shard(dataset, shard, profile)
         for definition in definitions:
-            labels, reasons = label_shard(events, profile, codes, definition)
-            parts[definition.task].append(labels)
-            left_out[definition.task].update(reasons)
+            judged = judge(events, profile, codes, definition)
+            parts[definition.task].append(labels_of(judged))
+            left_out[definition.task].update(reasons_of(judged))
+    for definition in definitions:
+        n_candidates = sum(labels.height for labels in parts[definition.task]) + left_out[definition.task].total()
+        if "discharge" in definition.needs and not n_candidates:
+            raise InputError(
+                f"the task {definition.task!r} finds no hospital stay: no event of `discharge` follows one of "
+                f"`admission` in the profile {profile.name!r}. Mend the profile, or add the ends of stays."
+            )
     return {
         task: (pl.concat(found).sort("subject_id", "prediction_time", maintain_order=True), left_out[task])
         for task, found in parts.items()
     }
 
 
-def write_labels(data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path) -> dict[str, Any]:
-    """Labels every subject for every task (or takes `choices.given`) and writes `<task>.parquet` files to `out`.
+def write_labels(
+    data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path, ontology: Path | None = None
+) -> dict[str, Any]:
+    """Labels every subject for every task (or takes labels that are given) and writes `<task>.parquet` files to `out`.
+
+    Beside them lies `history.parquet`: whether each label kept repeats an earlier outcome, kept or not.
+
+    `ontology` is the folder of an Athena download, which says what lies below the tasks' concepts.
 
     Returns, by task, how many labels were made, positive, and left out for which reason.
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
-    definitions = [load_definition(task) for task in tasks]
-    names = [d.task for d in definitions]
-    if len(set(names)) < len(names):
-        raise InputError(f"two definitions are both called {max(names, key=names.count)!r}. Rename one of them.")
+    definitions = read_definitions(tasks, choices)
     facts: dict[str, Any] = {}
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
-    inputs = {"events": data}
-    if choices.given:
-        files = label_files(Path(choices.given), names)
-        inputs |= {f"labels of {task}": file for task, file in files.items()}
-        made = {task: (read_given(file), Counter[str]()) for task, file in files.items()}
-    else:
+    made, files = import_labels(dataset, definitions, choices.given)
+    inputs = {"events": data} | files
+    to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given | Femr)]
+    if to_make:
         settings["profile"] = profile.model_dump()
-        made = make_labels(dataset, profile, definitions)
+        made |= make_labels(dataset, profile, to_make, ontology)
+        if ontology is not None:
+            inputs |= {f"ontology {name}": file for name, file in athena_files(ontology).items()}
+    histories = [pl.DataFrame(schema=HISTORY_SCHEMA)]
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
             labels, left_out = made[definition.task]
+            kept = limited(labels, definition, choices)
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
-                kept = limit_times(labels, choices.max_times_per_subject, choices.seed)
-                left_out["beyond max_times_per_subject"] += labels.height - kept.height
-                labels = kept
-            labels.write_parquet(folder / f"{definition.task}.parquet")
+                left_out[BEYOND_LIMIT] = labels.height - kept.height
+            kept.write_parquet(folder / f"{definition.task}.parquet")
+            history = history_of(definition.task, labels, first_only=definition.family == "diagnosis")
+            histories.append(
+                history.join(kept, on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
+            )
             facts[definition.task] = {
                 "question": definition.question,
-                "labels": labels.height,
-                "positive": int(labels["boolean_value"].sum()),
+                "labels": kept.height,
+                "positive": int(kept["boolean_value"].sum()),
                 "left_out": dict(left_out),
             }
+        pl.concat(histories).write_parquet(folder / HISTORY)
     return facts
 
 
@@ -108,6 +159,11 @@ def read_labels(folder: Path) -> dict[str, pl.DataFrame]:
         task: pl.read_parquet(Path(folder) / f"{task}.parquet")
         for task in (d["task"] for d in manifest["settings"]["tasks"])
     }
+
+
+def read_left_out(folder: Path) -> dict[str, dict[str, int]]:
+    """By task, how many labels of a finished folder were left out for which reason."""
+    return {task: facts.get("left_out", {}) for task, facts in read_manifest(folder, KIND)["facts"].items()}
 
 
 def prediction_times(labels: dict[str, pl.DataFrame]) -> pl.DataFrame:

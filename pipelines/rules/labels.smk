@@ -3,7 +3,8 @@ rule label:
     input:
         EVENTS,
         rules.check.output,
-        [str(file) for file in GIVEN.values()],
+        GIVEN,
+        ONTOLOGY,
         profile=PROFILE,
     output:
         directory(f"{RESULTS}/labels"),
@@ -13,6 +14,7 @@ rule label:
         # a changed definition re-labels; a function, since braces are no wildcards here
         definitions=lambda _: [task.model_dump_json() for task in TASKS],
         settings=STUDY.section("labels"),
+        ontology=f"--ontology {quote(STUDY.ontology)}" if STUDY.ontology else "",
     shell:
         "ehrctx label {params.data:q} {params.tasks} --profile {input.profile:q} --settings {params.settings:q} "
-        "--out {output}"
+        "{params.ontology} --out {output}"

@@ -40,4 +40,18 @@ rule probe_counts:
         "--settings {params.settings:q} --out {output}"
 
 
+# Whose results are told apart: age, sex, what the profile names.
+rule groups:
+    input:
+        EVENTS,
+        labels=rules.label.output,
+        profile=PROFILE,
+    output:
+        directory(f"{RESULTS}/probes/groups"),
+    params:
+        data=DATA,
+    shell:
+        "ehrctx groups {params.data:q} --labels {input.labels} --profile {input.profile:q} --out {output}"
+
+
 PREDICTIONS = [*expand(rules.probe.output, model=STUDY.models), *rules.probe_counts.output]

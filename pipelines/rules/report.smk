@@ -1,5 +1,9 @@
 # Scores with intervals, the page, the executed notebooks.
-TABLES = ["scores", "differences", "labels", "models", "curves", "strata", "perplexity"]
+SCORED = [
+    "scores", "differences", "wins", "few_shot", "calibration", "reliability", "net_benefit", "subgroups", "labels",
+    "models", "curves",
+]
+TABLES = [*SCORED, "strata", "perplexity"]
 NOTEBOOKS = ["overview", "copy_forwarding", "irregular_intervals", "disease_progression"]
 
 
@@ -9,9 +13,10 @@ rule score:
         predictions=PREDICTIONS,
         models=expand(rules.pretrain.output, model=STUDY.models),
         labels=rules.label.output,
+        groups=rules.groups.output,
         splits=SPLITS,
     output:
-        expand(f"{RESULTS}/report/{{table}}.csv", table=["scores", "differences", "labels", "models", "curves"]),
+        expand(f"{RESULTS}/report/{{table}}.csv", table=SCORED),
         f"{RESULTS}/report/provenance.json",
     params:
         folder=f"{RESULTS}/report",
@@ -22,7 +27,8 @@ rule score:
         predictions=lambda _, input: [f"--predictions {p}" for p in input.predictions],
         models=lambda _, input: [f"--model {m}" for m in input.models],
     shell:
-        "ehrctx score {params.predictions} {params.models} --labels {input.labels} --splits {input.splits} "
+        "ehrctx score {params.predictions} {params.models} --labels {input.labels} --groups {input.groups} "
+        "--splits {input.splits} "
         "--settings {params.settings:q} --privacy {params.privacy:q} --out {params.folder} "
         "--tracking {params.store} --experiment {params.experiment}"
 

@@ -8,11 +8,12 @@ from shlex import quote
 from ehrctx.configuration import read_yaml, validate
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
+from ehrctx.events.ontology import athena_files
 from ehrctx.events.profile import find_profile
 from ehrctx.pretrain.trained import check_starts
 from ehrctx.study import ModelId, Study
-from ehrctx.tasks.definition import load_definition
-from ehrctx.tasks.given import label_files
+from ehrctx.tasks.definition import load_definitions
+from ehrctx.tasks.imports import watched_files
 from ehrctx.timelines.spec import find_spec
 
 # Jobs find this environment's commands, whether or not it was activated.
@@ -30,11 +31,12 @@ try:
     check_starts(STUDY)
     PROFILE = str(find_profile(STUDY.profile))
     TOKENIZER = str(find_spec(STUDY.tokenizer))
-    TASKS = [load_definition(task) for task in STUDY.tasks]
+    TASKS = load_definitions(STUDY.tasks)
     # A MEDS data set is used in place; without one, the cohort is simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
-    GIVEN = label_files(Path(STUDY.labels.given), [task.task for task in TASKS]) if STUDY.labels.given else {}
+    GIVEN = [str(file) for file in watched_files(TASKS, STUDY.labels.given)]
+    ONTOLOGY = [str(file) for file in athena_files(Path(STUDY.ontology)).values()] if STUDY.ontology else []
     EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
 except InputError as error:
     raise WorkflowError(str(error)) from None

@@ -12,8 +12,11 @@ import torch
 from ehrctx.artifacts import new_artifact
 from ehrctx.models.model import build_model, save_model
 from ehrctx.pretrain.trained import KIND as MODEL
+from ehrctx.probe.groups import KIND as GROUPS
 from ehrctx.study import ModelId
+from ehrctx.tasks.history import FILE as HISTORY_FILE
 from ehrctx.tasks.label_sets import KIND as LABELS
+from ehrctx.tasks.label_sets import prediction_times, read_labels
 from ehrctx.timelines.store import SUBJECT, Timelines
 
 torch.set_num_threads(1)
@@ -86,6 +89,19 @@ def write_model():
 
 
 @pytest.fixture(scope="session")
+def write_groups_folder():
+    """A function (folder, labels folder) -> groups of its prediction times, in which all are one age and sex."""
+
+    def write(folder: Path, labels: Path) -> Path:
+        keys = prediction_times(read_labels(labels))
+        with new_artifact(folder, GROUPS, {}, {"labels": labels}) as partial:
+            keys.with_columns(age=pl.lit("18-44"), sex=pl.lit("female")).write_parquet(partial / "groups.parquet")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def write_labels_folder():
     """A function (folder, frames by task) -> a folder of labels."""
 
@@ -99,6 +115,12 @@ def write_labels_folder():
         ) as partial:
             for task, frame in frames.items():
                 frame.write_parquet(partial / f"{task}.parquet")
+            never = pl.lit(False).alias("repeated")
+            history = [
+                frame.select(pl.lit(task).alias("task"), "subject_id", "prediction_time", never)
+                for task, frame in frames.items()
+            ]
+            pl.concat(history, how="vertical_relaxed").write_parquet(partial / HISTORY_FILE)
         return folder
 
     return write

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from ehrctx.probe import statistics as module
-from ehrctx.probe.statistics import interval, scores, subject_draws
+from ehrctx.probe.statistics import Draws, holm, interval, scores, subject_draws, two_sided_p
 from ehrctx.study import Statistics
 
 
@@ -135,3 +138,46 @@ def test_intervals_leave_out_undefined_replicates_while_most_are_defined():
     most = np.concatenate([values, np.full(102, np.nan)])
     assert np.isnan(interval(most, 0.9)).all()
     assert np.isnan(interval(np.full(30, np.nan), 0.9)).all()
+
+
+def test_draws_of_subjects_serve_labels_and_sums():
+    rng = np.random.default_rng(5)
+    of = rng.choice([3, 8, 11, 20], 50)
+    settings = Statistics(replicates=30, seed=6)
+    draws = Draws.of(of, settings)
+    np.testing.assert_array_equal(draws.of_labels(of), subject_draws(of, settings))
+    some = of != 8  # of a task that not all subjects have labels of
+    values = rng.normal(size=(int(some.sum()), 3))
+    np.testing.assert_allclose(draws.sums(values, of[some]), draws.of_labels(of[some]) @ values)
+    nobody = Draws.of(np.zeros(0, dtype=np.int64), settings)
+    assert nobody.of_labels(np.zeros(0, dtype=np.int64)).shape == (30, 0)
+
+
+def test_p_is_the_level_at_which_the_interval_reaches_zero():
+    rng = np.random.default_rng(7)
+    replicates = rng.normal(0.8, 1, 4_000)
+    p = two_sided_p(replicates)
+    assert interval(replicates, 1 - p + 0.01)[0] < 0 < interval(replicates, 1 - p - 0.01)[0]
+    assert two_sided_p(-replicates) == p
+    assert p == pytest.approx(2 * norm.sf(0.8), abs=0.03)
+    assert two_sided_p(np.full(999, 0.2)) == 2 / 1000, "never 0: more replicates might have gone beyond"
+    assert two_sided_p(np.zeros(999)) == 1.0
+    assert np.isnan(two_sided_p(np.array([0.1, np.nan, np.nan])))
+
+
+def closed_testing(p: np.ndarray) -> np.ndarray:
+    """A test is rejected if every set of tests that holds it is, by Bonferroni: what Holm's steps stand for."""
+    adjusted = []
+    for i in range(len(p)):
+        sets = [s for n in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), n) if i in s]
+        adjusted.append(min(1.0, max(len(s) * p[list(s)].min() for s in sets)))
+    return np.array(adjusted)
+
+
+@hypothesis_settings(max_examples=60)
+@given(st.lists(st.one_of(st.sampled_from([0.01, 0.02, 0.02, 1.0]), st.floats(0, 1)), max_size=6))
+def test_holm_is_closed_testing_by_bonferroni(values):
+    p = np.array(values)
+    np.testing.assert_allclose(holm(p), closed_testing(p))
+    with_none = np.append(p, np.nan)
+    np.testing.assert_allclose(holm(with_none), np.append(closed_testing(p), np.nan), equal_nan=True)

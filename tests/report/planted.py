@@ -113,7 +113,7 @@ def study_tables(models: pl.DataFrame, tasks: Sequence[str], **counts: str) -> d
                 values = [0.1 + 0.002 * m + 0.01 * q for q in range(4)]
                 strata += quarters(task, name, values, (-0.01, 0.07), of, **counted)
     labels = [
-        {"task": t, "split": s, **counted, "note": ""}
+        {"task": t, "split": s, **counted, "note": "", "left_out": ""}
         for t in tasks
         if t != "macro"
         for s in ("train", "tuning", "held_out")

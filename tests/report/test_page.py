@@ -108,7 +108,7 @@ def tables():
     never = pl.DataFrame(
         [
             {"task": "never", "split": s, "n": "70", "n_positive": "0", "n_subjects": "60", "n_positive_subjects": "0"}
-            | {"note": "one class only in train and held_out"}
+            | {"note": "one class only in train and held_out", "left_out": "1,234 given twice; <10 in an unknown unit"}
             for s in ("train", "tuning", "held_out")
         ]
     )
@@ -221,6 +221,16 @@ def test_a_task_that_is_not_estimable_says_why(whole, tables):
     assert of_tasks["never"] == [*["70", "60", "0", "0"] * 3, "one class only in train and held_out"]
     assert of_tasks["stay"] == [*["400", "300", "40", "35"] * 3, ""]
     assert "never" not in [row[0] for row in table_of(parsed, "AUROC")[1]]
+
+
+def test_what_was_left_out_is_told_of_the_tasks_that_have_some(whole, make, tables):
+    _, parsed = whole
+    assert table_of(parsed, "labels of") == (
+        ["labels of", "left out"],
+        [["never", "1,234 given twice; <10 in an unknown unit"]],
+    )
+    _, parsed = make(tables | {"labels": tables["labels"].with_columns(left_out=pl.lit(""))})
+    assert "What was left out" not in parsed.text
 
 
 def test_masked_counts_stay_masked(make):

@@ -5,7 +5,7 @@ from datetime import datetime
 import polars as pl
 
 from ehrctx.events.profile import DatasetProfile
-from ehrctx.tasks.labelers import label_shard
+from ehrctx.tasks.labelers import judge, labels_of, reasons_of
 
 PROFILE = DatasetProfile(
     name="p",
@@ -42,6 +42,12 @@ def events_of(rows: list[dict]) -> pl.DataFrame:
     """Rows of dicts in the order of `read_shard`, of subject 1 unless they say otherwise."""
     events = pl.DataFrame([{"subject_id": 1} | row for row in rows], schema=EVENTS)
     return events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
+
+
+def label_shard(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataFrame, task):
+    """The labels, and how many candidates were left out for which reason."""
+    judged = judge(events, profile, codes, task)
+    return labels_of(judged), reasons_of(judged)
 
 
 def labelled(rows: list[dict], task, profile: DatasetProfile = PROFILE) -> tuple[dict, dict]:

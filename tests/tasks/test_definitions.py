@@ -1,9 +1,11 @@
 """The 14 shipped definitions: that they are there, what they ask, which codes and units they know."""
 
+import re
 from datetime import datetime
 
+import polars as pl
 import pytest
-from hand_made import NO_CODES, events_of
+from hand_made import NO_CODES, events_of, label_shard
 
 from ehrctx.configuration import load, settings
 from ehrctx.errors import InputError
@@ -11,7 +13,6 @@ from ehrctx.events.ontology import codes_of
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import DEFINITIONS, FAMILIES, Diagnosis, Laboratory, load_definition
-from ehrctx.tasks.labelers import label_shard
 
 TASKS = {
     "guo_los": "stay",
@@ -35,7 +36,7 @@ DIAGNOSES = [task for task, family in TASKS.items() if family == "diagnosis"]
 
 def test_the_fourteen_tasks_are_shipped():
     assert {file.stem for file in DEFINITIONS.glob("*")} == set(TASKS)
-    assert set(TASKS.values()) == set(FAMILIES)
+    assert set(TASKS.values()) == set(FAMILIES) - {"given", "femr"}  # which have labels from elsewhere
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -47,6 +48,49 @@ def test_definition_says_what_it_is(task):
     assert (DEFINITIONS / f"{task}.yaml").read_text().startswith("# ")  # the rule in words
     # Snakemake hands the definition on as JSON
     assert FAMILIES[definition.family].model_validate_json(definition.model_dump_json()) == definition
+
+
+RULES = ("Prediction time: ", "Window: ", "Positive: ", "Left out", "Censoring: ")  # stated in words, in this order
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_rule_and_source_is_in_the_file(task):
+    text = (DEFINITIONS / f"{task}.yaml").read_text()
+    places = [text.index(f"\n# {rule}") for rule in RULES]
+    assert places == sorted(places)
+    source = load_definition(task).source
+    assert "arXiv 2307.02028" in source  # EHRSHOT
+    assert "arXiv 2412.16178" in source  # Context Clues
+    assert ("Guo et al. 2023" in source) is task.startswith("guo_")
+
+
+@pytest.mark.parametrize("task", [*LABORATORY, *DIAGNOSES])
+def test_every_code_has_its_name_beside_it(task):
+    text = (DEFINITIONS / f"{task}.yaml").read_text()
+    named = re.findall(r'^    - "(\S+)" +# +\S.*\w', text, flags=re.MULTILINE)
+    assert named == [code for codes in load_definition(task).concepts.values() for code in codes]
+
+
+PUBLISHED_GRADES = {  # mild, moderate, severe: context-clues, section 4
+    "lab_thrombocytopenia": ("mild < 150, moderate < 100, severe < 50 x 10^9/L", "below", (150, 100, 50)),
+    "lab_hyperkalemia": ("mild > 5.5, moderate > 6, severe > 7 mmol/L", "above", (5.5, 6, 7)),
+    "lab_hypoglycemia": ("mild <= 3.9, moderate < 3.5, severe < 3 mmol/L", "at_most", (3.9, 3.5, 3)),
+    "lab_hyponatremia": ("mild <= 135, moderate < 130, severe < 125 mmol/L", "at_most", (135, 130, 125)),
+    "lab_anemia": ("mild < 120, moderate < 110, severe < 70 g/L", "below", (120, 110, 70)),
+}
+
+
+@pytest.mark.parametrize("task", LABORATORY)
+def test_the_published_grades_in_words_and_numbers(task):
+    words, abnormal, thresholds = PUBLISHED_GRADES[task]
+    definition = load_definition(task)
+    assert (definition.abnormal, definition.thresholds) == (abnormal, thresholds)
+    assert f"Grades: {words}" in (DEFINITIONS / f"{task}.yaml").read_text()
+
+
+@pytest.mark.parametrize(("task", "rule"), [("guo_readmission", "left_out"), *((t, "negative") for t in DIAGNOSES)])
+def test_the_published_rule_for_censored_horizons(task, rule):
+    assert load_definition(task).censored == rule
 
 
 @pytest.mark.parametrize("profile", ["mimic_iv", "simulated"])
@@ -133,6 +177,7 @@ GRADES = {
     "lab_hyponatremia": {("mmol/L", "mEq/L", "mmol/l", "meq/L"): {136: 0, 135: 1, 130: 1, 129: 2, 125: 2, 124: 3}},
     "lab_anemia": {
         ("g/L", "g/l"): {120: 0, 119: 1, 110: 1, 109: 2, 70: 2, 69: 3},
+        ("mg/dL",): {12_000: 0, 11_900: 1, 6_900: 3},
         ("g/dL", "g/dl", "gm/dL"): {12: 0, 11.9: 1, 11: 1, 10.9: 2, 7: 2, 6.9: 3},
     },
 }  # fmt: skip
@@ -204,3 +249,27 @@ def test_codes_of_each_disease(task, dots):
     outside |= {f"SNOMED/{code}" for other, code in SNOMED.items() if other != task}
     used = events_of([{"time": None, "code": code} for code in inside | outside])["code"]
     assert codes_of(definition.diagnosis, used, NO_CODES) == inside
+
+
+# The ICD codes that EHRSHOT's ontology has below each concept (MedHELM's EHRSHOT scenario lists them), but
+# for those that the definitions say they leave out.
+EHRSHOT_ICD = {
+    "new_hypertension": "I10 401 401.0 401.1 401.9",
+    "new_hyperlipidemia": "E78.0 E78.00 E78.01 E78.1 E78.2 E78.3 E78.4 E78.49 E78.5 272.0 272.1 272.2 272.3 272.4",
+    "new_pancan": "C25 C25.0 C25.1 C25.2 C25.3 C25.4 C25.7 C25.9 157 157.0 157.1 157.2 157.3 157.4 157.8 157.9",
+    "new_celiac": "K90.0 579.0",
+    "new_lupus": "M32 M32.0 M32.1 M32.10 M32.12 M32.13 M32.14 M32.19 M32.8 M32.9 710.0",
+    "new_acutemi": "I21 I21.0 I21.01 I21.02 I21.09 I21.1 I21.11 I21.19 I21.2 I21.21 I21.29 I21.3 I21.4 I21.9 410 410.0 "
+    "410.00 410.01 410.02 410.12 410.22 410.32 410.42 410.52 410.7 410.71 410.8 410.82 410.9 410.92",
+}
+
+
+@pytest.mark.parametrize("task", DIAGNOSES)
+def test_icd_codes_of_ehrshots_ontology_are_in_the_set(task):
+    used = pl.Series([f"{'ICD9CM' if c[0].isdigit() else 'ICD10CM'}/{c}" for c in EHRSHOT_ICD[task].split()])
+    assert codes_of(load_definition(task).diagnosis, used, NO_CODES) == set(used)
+
+
+def test_cancer_of_the_ampulla_is_not_of_the_pancreas():
+    used = pl.Series(["ICD10CM/C24.1", "ICD9CM/156.2"])
+    assert codes_of(load_definition("new_pancan").diagnosis, used, NO_CODES) == set()

@@ -1,16 +1,20 @@
 """Labels that somebody else made: where their files lie, what their columns mean, what is refused, and the limit."""
 
+import itertools
 import json
 from collections import Counter
 from datetime import datetime, timedelta
 
 import polars as pl
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from ehrctx.artifacts import MANIFEST
 from ehrctx.errors import InputError
 from ehrctx.study import Labels
-from ehrctx.tasks.given import label_files, read_given
+from ehrctx.tasks.given import read_given
+from ehrctx.tasks.label_files import files_at, label_files
 from ehrctx.tasks.label_sets import limit_times, read_labels, write_labels
 from ehrctx.tasks.labelers import LABEL_SCHEMA
 
@@ -54,30 +58,82 @@ def refusal_of(read, *arguments):
 # --- where the files lie ------------------------------------------------------------------------------------------
 
 
-def test_ehrshots_layout_and_the_flat_one(tmp_path):
-    deep = put(frame(boolean_value=[True]), tmp_path / STAY / "labels.parquet")
-    flat = put(frame(boolean_value=[True]), tmp_path / f"{SODIUM}.parquet")
-    assert label_files(tmp_path, [SODIUM, STAY]) == {SODIUM: flat, STAY: deep}
+PLACES = ["labels.parquet", "labeled_patients.csv"]
 
 
-def test_ehrshots_layout_wins_where_both_are_there(tmp_path):
-    deep = put(frame(boolean_value=[True]), tmp_path / STAY / "labels.parquet")
-    put(frame(boolean_value=[False]), tmp_path / f"{STAY}.parquet")
-    assert label_files(tmp_path, [STAY]) == {STAY: deep}
+@pytest.mark.parametrize("place", [*(f"{STAY}/{name}" for name in PLACES), f"{STAY}.parquet", f"{STAY}.csv"])
+def test_one_file_in_each_place(tmp_path, place):
+    file = tmp_path / place
+    put(frame(boolean_value=[True]), tmp_path / "other" / "labels.parquet")
+    put(frame(boolean_value=[True]), file)  # what is in it does not matter yet
+    assert label_files(tmp_path, STAY) == (file,)
+
+
+def test_shards_of_splits_as_meds_dev_and_aces_write_them(tmp_path):
+    """ACES keeps its logs beside them, and its configuration beside the folder."""
+    shards = [tmp_path / STAY / place for place in ("held_out/0.parquet", "train/0.parquet", "train/1.parquet")]
+    for shard in (*reversed(shards), tmp_path / STAY / ".logs" / "0.parquet"):
+        put(frame(boolean_value=[True]), shard)
+    (tmp_path / f"{STAY}.yaml").write_text("predicates: {}")
+    (tmp_path / STAY / "train" / "log.txt").write_text("")
+    assert label_files(tmp_path, STAY) == tuple(shards)
+
+
+def test_shards_without_splits(tmp_path):
+    shards = tuple(put(frame(boolean_value=[True]), tmp_path / STAY / f"{i}.parquet") for i in range(3))
+    assert label_files(tmp_path, STAY) == shards
+
+
+def test_logs_alone_do_not_hide_the_only_file(tmp_path):
+    """ACES on one shard: <task>.parquet beside <task>/.logs."""
+    (tmp_path / STAY / ".logs").mkdir(parents=True)
+    flat = put(frame(boolean_value=[True]), tmp_path / f"{STAY}.parquet")
+    assert label_files(tmp_path, STAY) == (flat,)
 
 
 def test_folder_of_the_tasks_name_without_its_file_does_not_hide_the_flat_one(tmp_path):
     (tmp_path / STAY / "labels.parquet").mkdir(parents=True)  # a folder is no label file
     flat = put(frame(boolean_value=[True]), tmp_path / f"{STAY}.parquet")
-    assert label_files(tmp_path, [STAY]) == {STAY: flat}
+    assert label_files(tmp_path, STAY) == (flat,)
+
+
+EVERY_PLACE = [f"{STAY}/labels.parquet", f"{STAY}/labeled_patients.csv", f"{STAY}.parquet", f"{STAY}.csv"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), list(itertools.combinations([*EVERY_PLACE, f"{STAY}/train/0.parquet"], 2)), ids=str
+)
+def test_two_candidates_for_one_task_are_refused_by_name(tmp_path, one, other):
+    for place in (one, other):
+        put(frame(boolean_value=[True]), tmp_path / place)
+    message = refusal_of(label_files, tmp_path, STAY)
+    assert (
+        message
+        == f"the labels of '{STAY}' are there twice: {tmp_path / one} and {tmp_path / other}. Remove one of them."
+    )
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
-def test_task_without_a_file_names_both_places(tmp_path, folder):
+def test_task_without_a_file_names_every_place(tmp_path, folder):
     put(frame(boolean_value=[True]), tmp_path / f"{STAY}.parquet")
-    message = refusal_of(label_files, tmp_path / folder, [STAY, SODIUM] if not folder else [SODIUM])
+    message = refusal_of(label_files, tmp_path / folder, SODIUM)
     assert message.startswith(f"no labels of '{SODIUM}' in {tmp_path / folder}: ")
-    assert f"put {SODIUM}/labels.parquet or {SODIUM}.parquet there" in message
+    for place in ("/labels.parquet", "/labeled_patients.csv", ".parquet", ".csv", "/**/*.parquet"):
+        assert f"{SODIUM}{place}" in message
+
+
+def test_a_place_of_its_own(tmp_path):
+    file = put(frame(boolean_value=[True]), tmp_path / "any name.parquet")
+    shards = [put(frame(boolean_value=[True]), tmp_path / "shards" / f"{s}.parquet") for s in ("train/0", "tuning/0")]
+    deep = put(frame(boolean_value=[True]), tmp_path / "deep" / "labels.parquet")
+    assert files_at(file, STAY) == (file,)
+    assert files_at(tmp_path / "shards", STAY) == tuple(shards)
+    assert files_at(tmp_path / "deep", STAY) == (deep,)
+    put(frame(boolean_value=[True]), tmp_path / "deep" / "train" / "0.parquet")
+    assert "are there twice" in refusal_of(files_at, tmp_path / "deep", STAY)
+    (tmp_path / "empty").mkdir()
+    assert refusal_of(files_at, tmp_path / "empty", STAY).startswith(f"{tmp_path / 'empty'} holds no labels: put ")
+    assert refusal_of(files_at, tmp_path / "nowhere", STAY) == f"no such label file: {tmp_path / 'nowhere'}."
 
 
 # --- what the columns mean ----------------------------------------------------------------------------------------
@@ -131,6 +187,68 @@ def test_file_without_a_row_has_no_labels(tmp_path):
     assert values_of(read_given(put(frame(boolean_value=[True]).clear(), tmp_path / "a.parquet"))) == []
 
 
+def every_column(**columns):
+    """As meds 0.3 has it: all four kinds of values, empty where they are not meant."""
+    names = {"boolean_value": pl.Boolean, "integer_value": pl.Int64, "float_value": pl.Float64}
+    empty = [pl.lit(None, dtype).alias(c) for c, dtype in (names | {"categorical_value": pl.String}).items()]
+    return frame(**columns).with_columns(e for e in empty if e.meta.output_name() not in columns)
+
+
+def test_labels_as_meds_itself_types_them(tmp_path):
+    """0.3's schema from the package; 0.4's is the same with columns left out, float32 and, at times, wide strings."""
+    meds = pytest.importorskip("meds", reason="needs meds 0.3 (pip install --editable '.[femr]' brings it)")
+    arrow = every_column(boolean_value=[True, False]).to_arrow().cast(meds.label_schema)
+    pyarrow.parquet.write_table(arrow, tmp_path / "a.parquet")
+    assert values_of(read_given(tmp_path / "a.parquet")) == [(True, None), (False, None)]
+    newer = pyarrow.table(
+        {
+            "subject_id": pyarrow.array([SECRET], pyarrow.int64()),
+            "prediction_time": pyarrow.array([START], pyarrow.timestamp("us")),
+            "integer_value": pyarrow.array([2], pyarrow.int64()),
+            "float_value": pyarrow.array([None], pyarrow.float32()),
+            "categorical_value": pyarrow.array([None], pyarrow.large_string()),
+        }
+    )
+    pyarrow.parquet.write_table(newer, tmp_path / "b.parquet")
+    assert read_given(tmp_path / "b.parquet").rows() == [(SECRET, START, True, 2)]
+
+
+def test_labels_of_meds_before_0_3(tmp_path):
+    old = every_column(boolean_value=[True, False]).rename({"subject_id": "patient_id"})
+    assert values_of(read_given(put(old, tmp_path / "a.parquet"))) == [(True, None), (False, None)]
+
+
+def test_the_newer_name_goes_first(tmp_path):
+    both = frame(boolean_value=[True]).with_columns(patient_id=pl.lit("P1"), index_timestamp=pl.lit("now"))
+    assert read_given(put(both, tmp_path / "a.parquet")).rows() == [(SECRET, START, True, None)]
+
+
+def test_labels_of_aces_with_summaries_of_windows(tmp_path):
+    summary = [{"window_name": "input.end", "timestamp_at_start": START, "admission": 1}] * 2
+    more = {"trigger": times(2), "input.end_summary": summary}
+    meds = frame(boolean_value=[True, False], **more)
+    assert values_of(read_given(put(meds, tmp_path / "a.parquet"))) == [(True, None), (False, None)]
+    direct = frame(label=[2, 0], **more).rename({"prediction_time": "index_timestamp"})
+    assert values_of(read_given(put(direct, tmp_path / "b.parquet"))) == [(True, 2), (False, 0)]
+
+
+def test_a_shard_without_labels_may_lack_types(tmp_path):
+    empty = pl.DataFrame(schema=dict.fromkeys(("subject_id", "prediction_time", "boolean_value"), pl.Null))
+    assert values_of(read_given(put(empty, tmp_path / "0.parquet"))) == []
+
+
+@pytest.mark.parametrize("column", ["float_value", "categorical_value"])
+def test_numbers_and_classes_are_no_answers(tmp_path, column):
+    value = {"float_value": 0.5, "categorical_value": "ICU"}[column]
+    labels = every_column(boolean_value=[True, None], **{column: [value, value]})
+    message = refusal_of(read_given, put(labels, tmp_path / "a.parquet"))
+    assert message.startswith(f"{tmp_path / 'a.parquet'}, row 2: {column} alone is filled. Only boolean_value and")
+    alone = refusal_of(read_given, put(frame(**{column: [value]}), tmp_path / "b.parquet"))
+    assert f"neither boolean_value nor integer_value is there ({column} is)." in alone
+    nothing = every_column(boolean_value=[True, None])
+    assert ", row 2: boolean_value is empty." in refusal_of(read_given, put(nothing, tmp_path / "c.parquet"))
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -142,7 +260,7 @@ def test_missing_column_is_named(tmp_path, column):
 
 def test_no_value_at_all(tmp_path):
     file = put(frame(float_value=[1.0]), tmp_path / "a.parquet")
-    assert refusal_of(read_given, file).startswith(f"{file}: neither boolean_value nor integer_value is there.")
+    assert refusal_of(read_given, file).startswith(f"{file}: neither boolean_value nor integer_value is there")
 
 
 @pytest.mark.parametrize("column", ["subject_id", "prediction_time", "boolean_value"])
@@ -211,12 +329,13 @@ def test_file_that_is_no_parquet(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(write_meds, tmp_path_factory):
-    """A data set of no use for labeling: given labels are taken, whatever it holds."""
+    """A data set of no use for labeling: given labels are taken, whatever happened to its subjects."""
+    subjects = [1, 4, 7, 9, SECRET]
     events = pl.DataFrame(
-        {"subject_id": [SECRET], "time": [START], "code": ["A"], "numeric_value": [None]},
+        {"subject_id": subjects, "time": [START] * 5, "code": ["A"] * 5, "numeric_value": [None] * 5},
         {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
     )
-    return write_meds(tmp_path_factory.mktemp("given") / "events", {"0": events}, {SECRET: "train"})
+    return write_meds(tmp_path_factory.mktemp("given") / "events", {"0": events}, dict.fromkeys(subjects, "train"))
 
 
 def given_folder(folder):
@@ -250,10 +369,26 @@ def test_given_labels_are_written_as_made_ones_are(data, profile_file, tmp_path)
     assert written[SODIUM].equals(read_given(folder / SODIUM / "labels.parquet"))
     assert written[SODIUM]["subject_id"].unique(maintain_order=True).to_list() == [1, 4, 7, 9]
     assert written[STAY].equals(read_given(folder / f"{STAY}.parquet"))
-    assert {task: (f["labels"], f["positive"], f["left_out"]) for task, f in facts.items()} == {
+    assert {task: (f["labels"], f["positive"], +Counter(f["left_out"])) for task, f in facts.items()} == {
         SODIUM: (48, 36, {}),
         STAY: (12, 4, {}),
     }
+
+
+def test_shards_are_one_task(data, profile_file, tmp_path):
+    folder = given_folder(tmp_path / "given")
+    whole = pl.read_parquet(folder / SODIUM / "labels.parquet")
+    (folder / SODIUM / "labels.parquet").unlink()
+    for shard, subjects in {"train/0": [9], "train/1": [], "held_out/0": [1, 4, 7]}.items():
+        put(whole.filter(pl.col("subject_id").is_in(subjects)), folder / SODIUM / f"{shard}.parquet")
+    choices = Labels(given=str(folder))
+    write_labels(data, profile_file, [SODIUM, STAY], choices, tmp_path / "sharded")
+    write_labels(
+        data, profile_file, [SODIUM, STAY], Labels(given=str(given_folder(tmp_path / "one"))), tmp_path / "whole"
+    )
+    assert read_labels(tmp_path / "sharded")[SODIUM].equals(read_labels(tmp_path / "whole")[SODIUM])
+    inputs = json.loads((tmp_path / "sharded" / MANIFEST).read_text())["inputs"]
+    assert [name for name in inputs if SODIUM in name] == [f"labels of {SODIUM}, part {i}" for i in (1, 2, 3)]
 
 
 def test_limit_of_times_applies_to_given_laboratory_labels(data, profile_file, tmp_path):
@@ -264,8 +399,8 @@ def test_limit_of_times_applies_to_given_laboratory_labels(data, profile_file, t
     assert Counter(written[SODIUM]["subject_id"]) == {1: 3, 4: 3, 7: 3, 9: 3}
     assert written[SODIUM].equals(limit_times(read_given(folder / SODIUM / "labels.parquet"), 3, 5))
     assert written[STAY].height == 12
-    assert facts[SODIUM]["left_out"] == {"beyond max_times_per_subject": 36}
-    assert facts[STAY]["left_out"] == {}
+    assert +Counter(facts[SODIUM]["left_out"]) == {"beyond max_times_per_subject": 36}
+    assert not +Counter(facts[STAY]["left_out"])
 
 
 def test_manifest_knows_the_files_and_not_the_profile(data, profile_file, tmp_path):

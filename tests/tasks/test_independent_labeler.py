@@ -174,7 +174,7 @@ def read_subjects(folder, profile, repository):
                 subject.results[task].append((time, value, unit, text))
             for task in kind & DIAGNOSIS.keys():
                 subject.diagnosed[task] = min(time, subject.diagnosed.get(task, time))
-            if "death" in kind:
+            if kind & {"death", "discharged_dead"}:
                 subject.dead = min(subject.dead, time)
             if "icu_admission" in kind:
                 subject.intensive.append((time, visit))
@@ -222,7 +222,15 @@ def label_intensive_care(subject):
             yield last_minute(admitted), any(time <= discharged for time in transfers), None
 
 
-def label_readmissions(subject, follow_up_end):
+def was_followed(subject, horizon, follow_up_end):
+    if subject.dead <= horizon or follow_up_end == "death":
+        return True
+    if follow_up_end == "record_end":
+        return horizon <= subject.last
+    return horizon.date() <= date.fromisoformat(str(follow_up_end))
+
+
+def label_readmissions(subject, follow_up_end, censored):
     for visit, admitted, discharged in stays(subject):
         now = last_minute(discharged)
         horizon = now + timedelta(days=30)
@@ -234,19 +242,13 @@ def label_readmissions(subject, follow_up_end):
             for v in others
             if subject.admitted[v] <= discharged and subject.discharged.get(v, discharged) > discharged
         ]
-        if follow_up_end == "death":
-            is_followed = True
-        elif follow_up_end == "record_end":
-            is_followed = horizon <= subject.last
-        else:
-            is_followed = horizon.date() <= date.fromisoformat(str(follow_up_end))
         if visit in subject.left_dead or subject.dead.date() <= discharged.date():
             yield "discharged by death"
         elif any(time.date() == discharged.date() for time in following):
             yield "readmitted on the discharge day"
         elif still_open:
             yield "discharged while another stay was open"
-        elif not is_followed and subject.dead > horizon:
+        elif censored != "negative" and not was_followed(subject, horizon, follow_up_end):
             yield "followed for less than 30 days"
         else:
             back = min(following, default=datetime.max)
@@ -276,29 +278,37 @@ def spelled(unit):
 def label_results(subject, task, factors):
     _, abnormal, thresholds, _ = LABORATORY[task]
     for time, value, unit, text in subject.results[task]:
+        word = (text or "").strip().lower()
+        if (value is None or value - value != 0) and word.replace(".", "").isdigit():
+            value = float(word)
         is_number = value is not None and value - value == 0  # neither NaN nor infinite
         grade = grade_of(value, unit, abnormal, thresholds, factors) if is_number else 0
         if time == subject.first:
             yield "at the subject's first event time"
-        elif not is_number and not text:
+        elif not is_number and not word:
             yield "without a value"
+        elif not is_number and word not in ("normal", "adequate"):
+            yield "in words that say no grade"
         elif grade is None:
             yield "in an unknown unit"
         else:
             yield time - timedelta(minutes=1), grade > 0, grade
 
 
-def label_diagnoses(subject, task):
+def label_diagnoses(subject, task, follow_up_end, censored):
     diagnosed = subject.diagnosed.get(task, datetime.max)
     for _, _, discharged in stays(subject):
         now = last_minute(discharged)
+        horizon = now + timedelta(days=365)
         if diagnosed < now:
             yield "after the first diagnosis"
+        elif censored == "left_out" and not was_followed(subject, horizon, follow_up_end):
+            yield "followed for less than 365 days"
         else:
-            yield now, now + timedelta(days=1) < diagnosed <= now + timedelta(days=365), None
+            yield now, now + timedelta(days=1) < diagnosed <= horizon, None
 
 
-def label(subjects, task, follow_up_end, repository):
+def label(subjects, task, follow_up_end, censored, repository):
     """(subject, prediction time, boolean, grade) of every label, sorted, and a count of each reason for none."""
     labels, left_out, factors = [], Counter(), {}
     if task in LABORATORY:
@@ -311,9 +321,11 @@ def label(subjects, task, follow_up_end, repository):
         elif task == "guo_icu":
             found = label_intensive_care(subject)
         elif task == "guo_readmission":
-            found = label_readmissions(subject, follow_up_end)
+            found = label_readmissions(subject, follow_up_end, censored)
+        elif task in LABORATORY:
+            found = label_results(subject, task, factors)
         else:
-            found = label_results(subject, task, factors) if task in LABORATORY else label_diagnoses(subject, task)
+            found = label_diagnoses(subject, task, follow_up_end, censored)
         for one in found:
             if isinstance(one, str):
                 left_out[one] += 1
@@ -342,11 +354,12 @@ class Case:
 
     subjects: dict[int, Subject]
     follow_up_end: object
+    censored: str
     written: Path
     facts: dict
 
     def ours(self, task, repository):
-        return label(self.subjects, task, self.follow_up_end, repository)
+        return label(self.subjects, task, self.follow_up_end, self.censored, repository)
 
     def theirs(self, task):
         frame = pl.read_parquet(self.written / f"{task}.parquet")
@@ -356,12 +369,12 @@ class Case:
         return sorted(rows, key=by_time), +Counter(self.facts[task]["left_out"])
 
 
-def make_case(folder, profile_file, out, repository, tasks=TASKS, subjects=None):
+def make_case(folder, profile_file, out, repository, tasks=TASKS, subjects=None, censored="published"):
     profile = yaml.safe_load(profile_file.read_text())
-    write_labels(folder, str(profile_file), tasks, Labels(), out)
+    write_labels(folder, str(profile_file), tasks, Labels(censored=censored), out)
     facts = json.loads((out / "manifest.json").read_text())["facts"]
     subjects = read_subjects(folder, profile, repository) if subjects is None else subjects
-    return Case(subjects, profile["follow_up_end"], out, facts)
+    return Case(subjects, profile.get("follow_up_end"), censored, out, facts)
 
 
 def same_labels(case, task, repository):
@@ -445,18 +458,45 @@ def test_counts_of_the_demos_readme_for_results(demo, task, results, abnormal):
     assert (len(grades), sum(grade > 0 for grade in grades)) == (results, abnormal)
 
 
+def other_follow_up(repository, folder, follow_up_end):
+    """The profile of MIMIC-IV with another end of the follow-up, or (None) with none at all."""
+    text = (repository / "pipelines" / "datasets" / "mimic_iv.yaml").read_text()
+    assert "follow_up_end: death\n" in text
+    profile_file = folder / "profile.yaml"
+    line = f"follow_up_end: {follow_up_end}\n" if follow_up_end else ""
+    profile_file.write_text(text.replace("follow_up_end: death\n", line))
+    return profile_file
+
+
 @pytest.mark.parametrize(("follow_up_end", "censored"), [("record_end", 33), ("2150-06-30", 109)])
 def test_readmissions_of_the_real_demo_with_another_follow_up(
     demo, mimic_demo, repository, tmp_path, follow_up_end, censored
 ):
-    text = (repository / "pipelines" / "datasets" / "mimic_iv.yaml").read_text()
-    assert "follow_up_end: death" in text
-    profile_file = tmp_path / "profile.yaml"
-    profile_file.write_text(text.replace("follow_up_end: death", f"follow_up_end: {follow_up_end}"))
+    profile_file = other_follow_up(repository, tmp_path, follow_up_end)
     tasks = ["guo_readmission"]
     case = make_case(mimic_demo, profile_file, tmp_path / "labels", repository, tasks, demo.subjects)
     _, left_out = same_labels(case, "guo_readmission", repository)
     assert left_out["followed for less than 30 days"] == censored
+
+
+@pytest.fixture(scope="module", params=[("left_out", "record_end"), ("left_out", "2150-06-30"), ("negative", None)])
+def demo_by_rule(request, demo, mimic_demo, repository, tmp_path_factory):
+    """The demo with each rule for censored horizons; counting them as negative needs no `follow_up_end`."""
+    censored, follow_up_end = request.param
+    folder = tmp_path_factory.mktemp("rule")
+    profile_file = other_follow_up(repository, folder, follow_up_end)
+    return make_case(mimic_demo, profile_file, folder / "labels", repository, subjects=demo.subjects, censored=censored)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_label_of_the_real_demo_by_either_rule(demo_by_rule, repository, task):
+    labels, left_out = same_labels(demo_by_rule, task, repository)
+    counted = {reason: n for reason, n in left_out.items() if not reason.startswith("followed for less than")}
+    n_labels, _, published = DEMO[task]
+    censored = left_out.total() - sum(counted.values())
+    assert (len(labels) + censored, counted) == (n_labels, published)
+    has_horizon = demo_by_rule.censored == "left_out" and (task in DIAGNOSIS or task == "guo_readmission")
+    assert (censored > 0) is has_horizon
 
 
 # --- what neither data set has: a cohort of edges -----------------------------------------------------------------
@@ -530,7 +570,7 @@ def edge_subject(draw, subject_id):
         code = draw.choice(list(EDGE_LABS))
         values = EDGE_VALUES.get(code, EDGE_VALUES["SNOMED/33747003" if "GLUCOSE" in code else "SODIUM"])
         value = draw.choice((*values, *values, *values, None, float("nan"), float("inf")))
-        text = draw.choice((None, "", "normal", "low"))
+        text = draw.choice((None, "", "normal", "low", "Adequate", "135", " 5.6", "<3"))
         moment = draw.choice((min(times), clock(draw.choice(times).date() + timedelta(days=1))))
         row(moment, code, value=value, unit=draw.choice(EDGE_LABS[code]), text=text)
     died = clock(draw.choice(times[-2:]).date() + timedelta(days=draw.choice(GAPS)))
@@ -576,15 +616,18 @@ def edges(tmp_path_factory, write_meds, repository):
     return folder, read_subjects(folder, yaml.safe_load(EDGE_PROFILE), repository)
 
 
-EDGE_CASES = [("death", task) for task in TASKS] + [(end, "guo_readmission") for end in ("record_end", "2020-03-31")]
+EDGE_CASES = [("death", "published", task) for task in TASKS]
+EDGE_CASES += [(end, "published", "guo_readmission") for end in ("record_end", "2020-03-31")]
+EDGE_CASES += [("record_end", "negative", "guo_readmission")]
+EDGE_CASES += [(end, "left_out", "new_hypertension") for end in ("record_end", "2020-12-31")]
 
 
-@pytest.mark.parametrize(("follow_up_end", "task"), EDGE_CASES)
-def test_every_label_of_the_edges(edges, repository, tmp_path, follow_up_end, task):
+@pytest.mark.parametrize(("follow_up_end", "censored", "task"), EDGE_CASES)
+def test_every_label_of_the_edges(edges, repository, tmp_path, follow_up_end, censored, task):
     folder, subjects = edges
     profile_file = tmp_path / "profile.yaml"
     profile_file.write_text(EDGE_PROFILE.replace("FOLLOW_UP_END", follow_up_end))
-    case = make_case(folder, profile_file, tmp_path / "labels", repository, [task], subjects)
+    case = make_case(folder, profile_file, tmp_path / "labels", repository, [task], subjects, censored)
     labels, left_out = same_labels(case, task, repository)
     assert 20 < sum(row[2] for row in labels) < len(labels) - 20
     missed = {reason for reason in case.facts[task]["left_out"] if not left_out[reason]}

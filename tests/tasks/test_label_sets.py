@@ -100,7 +100,8 @@ def unlimited(cohort, repository, tmp_path_factory):
 
 def test_files_and_facts(cohort, unlimited):
     out, facts = unlimited
-    assert sorted(p.name for p in out.iterdir()) == ["guo_los.parquet", "lab_hyponatremia.parquet", MANIFEST]
+    names = ["guo_los.parquet", "history.parquet", "lab_hyponatremia.parquet", MANIFEST]
+    assert sorted(p.name for p in out.iterdir()) == names
     assert json.loads((out / MANIFEST).read_text())["facts"] == facts
     for task, labels in read_labels(out).items():
         assert facts[task]["labels"] == labels.height
@@ -172,6 +173,8 @@ DIAGNOSIS = {
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        (STAY | {"task": "macro"}, "'macro' is the name of a mean over tasks"),
+        (STAY | {"task": "history"}, "'history' is the name of a file beside the labels"),
         (STAY | {"family": "stya"}, r"no task family 'stya'; did you mean 'stay'\?"),
         ({k: v for k, v in STAY.items() if k != "family"}, "no task family None"),
         (STAY | {"family": ["stay"]}, "no task family"),
@@ -202,6 +205,8 @@ DIAGNOSIS = {
         (READMISSION | {"at_least_minutes": 1440, "at_most_days": 1}, "no time is at least 1440 minutes .* 1 days"),
         ({k: v for k, v in READMISSION.items() if k != "at_most_days"}, "the key `at_most_days` is missing"),
         (ICU | {"at_least_days": 7}, "unknown key `at_least_days`"),
+        (STAY | {"censored": "negative"}, "unknown key `censored`"),
+        (DIAGNOSIS | {"censored": "positive"}, "`censored`"),
         (DIAGNOSIS | {"diagnosis": {"ICD10CM": "I10"}}, "`diagnosis"),
         (["stay"], "expected keys and values"),
         (None, "no task family None|expected keys and values"),
@@ -226,11 +231,22 @@ def test_definition_that_is_not_yaml_or_text(tmp_path, content):
         load_definition(str(file))
 
 
-@pytest.mark.parametrize("values", [STAY, ICU, READMISSION, LABORATORY, DIAGNOSIS])
-def test_own_definition_from_a_file(tmp_path, values):
+@pytest.mark.parametrize(
+    ("values", "defaults"),
+    [
+        (STAY, {}),
+        (ICU, {}),
+        (READMISSION, {"censored": "left_out"}),
+        (READMISSION | {"censored": "negative"}, {}),
+        (LABORATORY, {}),
+        (DIAGNOSIS, {"censored": "negative"}),
+        (DIAGNOSIS | {"censored": "left_out"}, {}),
+    ],
+)
+def test_own_definition_from_a_file(tmp_path, values, defaults):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(values))
-    assert json.loads(load_definition(str(file)).model_dump_json(exclude={"source"})) == values
+    assert json.loads(load_definition(str(file)).model_dump_json(exclude={"source"})) == values | defaults
 
 
 NEEDS = {
@@ -251,6 +267,32 @@ def test_profile_without_a_key_that_the_task_needs_is_refused_by_name(cohort, re
     with pytest.raises(InputError, match=rf"'{task}' needs `{key}` in the profile 'simulated'"):
         write_labels(cohort.events, str(file), ["lab_hyponatremia", task], Labels(), tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize("key", ["death", "follow_up_end"])
+def test_diagnoses_need_the_follow_up_where_censored_ones_are_left_out(cohort, repository, tmp_path, key):
+    values = yaml.safe_load((repository / "pipelines" / "datasets" / "simulated.yaml").read_text())
+    values[key] = None if key == "follow_up_end" else []
+    file = tmp_path / "bare.yaml"
+    file.write_text(yaml.safe_dump(values))
+    assert write_labels(cohort.events, str(file), ["new_acutemi"], Labels(), tmp_path / "published")
+    with pytest.raises(InputError, match=rf"'new_acutemi' needs `{key}` in the profile 'simulated'"):
+        write_labels(cohort.events, str(file), ["new_acutemi"], Labels(censored="left_out"), tmp_path / "labels")
+
+
+@pytest.mark.parametrize("censored", ["published", "negative", "left_out"])
+def test_one_key_of_the_study_rules_every_definition_that_has_it(cohort, repository, tmp_path, censored):
+    tasks = ["guo_readmission", "new_acutemi", "guo_los"]
+    facts = write_labels(cohort.events, profile_file(repository), tasks, Labels(censored=censored), tmp_path / "labels")
+    manifest = json.loads((tmp_path / "labels" / MANIFEST).read_text())
+    rules = [task.get("censored") for task in manifest["settings"]["tasks"]]
+    published = ["left_out", "negative", None]
+    assert rules == (published if censored == "published" else [censored, censored, None])
+    reasons = [
+        f"followed for less than {days} days" in facts[task]["left_out"]
+        for task, days in zip(tasks, (30, 365, 0), strict=True)
+    ]
+    assert reasons == [rule == "left_out" for rule in rules]
 
 
 @pytest.mark.parametrize("key", ["admission", "discharge", "icu_admission", "follow_up_end"])

@@ -9,10 +9,10 @@ from decimal import Decimal
 
 import polars as pl
 import pytest
-from hand_made import NO_CODES, PROFILE, events_of, stay_of
+from hand_made import NO_CODES, PROFILE, events_of, label_shard, stay_of
 
 from ehrctx.tasks.definition import Diagnosis, Laboratory, Stay
-from ehrctx.tasks.labelers import LABEL_SCHEMA, label_shard
+from ehrctx.tasks.labelers import LABEL_SCHEMA
 
 
 def long_stay(days):
@@ -99,9 +99,12 @@ def test_conversion_does_not_cross_a_threshold_by_rounding(factor):
         assert labels["integer_value"].to_list() == [1], (value, factor)
 
 
-def test_text_counts_as_normal_and_the_rest_is_left_out_with_its_reason():
+def test_two_words_count_as_normal_and_the_rest_is_left_out_with_its_reason():
     events = results_of(
         {"text_value": "adequate"},
+        {"text_value": " Normal"},
+        {"text_value": "low"},
+        {"text_value": "<20", "unit": "mmol/L"},
         {"text_value": ""},
         {},
         number(100.0, "furlong"),
@@ -113,7 +116,21 @@ def test_text_counts_as_normal_and_the_rest_is_left_out_with_its_reason():
     first = events_of([{"subject_id": 2, "time": datetime(2020, 1, 1), "code": "LOINC/1"} | number(100.0)])
     labels, left_out = label_shard(pl.concat([events, first]), PROFILE, NO_CODES, laboratory())
     assert labels["integer_value"].to_list() == [0, 0, 3]
-    assert left_out == {"without a value": 3, "in an unknown unit": 2, "at the subject's first event time": 1}
+    assert left_out == {
+        "at the subject's first event time": 1,
+        "without a value": 3,
+        "in words that say no grade": 3,
+        "in an unknown unit": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "grade"),
+    [("100", "mmol/L", 3), (" 2e2 ", "mmol/L", 0), ("100", None, None), ("inf", "mmol/L", None)],
+)
+def test_a_number_that_is_written_as_text_is_read(text, unit, grade):
+    labels, _ = label_shard(results_of({"text_value": text, "unit": unit}), PROFILE, NO_CODES, laboratory())
+    assert labels["integer_value"].to_list() == ([] if grade is None else [grade])
 
 
 def test_other_codes_and_static_results_give_no_label():
@@ -167,3 +184,53 @@ def test_the_label_knows_nothing_of_other_subjects():
     rows += [{"subject_id": 2, "time": NOW + timedelta(days=9), "code": "ICD10CM/I21"}]
     labels, _ = label_shard(events_of(rows), PROFILE, NO_CODES, DISEASE)
     assert labels.rows() == [(1, NOW, False, None)]
+
+
+# --- first diagnoses whose year outlasts the follow-up ------------------------------------------------------------
+
+LEFT_OUT = DISEASE.model_copy(update={"censored": "left_out"})
+YEAR = NOW + timedelta(days=365)
+TICK = timedelta(microseconds=1)
+DISEASED = {"code": "ICD10CM/I21"}
+IN_TIME = {"time": NOW + timedelta(days=9)} | DISEASED
+
+
+def first_year(rows, end, task=LEFT_OUT):
+    """The label of the discharge (None: left out), and how often its year outlasts the follow-up."""
+    profile = type(PROFILE).model_validate(PROFILE.model_dump() | {"follow_up_end": end})
+    rows = stay_of(datetime(2020, 1, 3), datetime(2020, 1, 5, 11)) + rows
+    labels, left_out = label_shard(events_of(rows), profile, NO_CODES, task)
+    return (labels["boolean_value"].to_list() or [None])[0], left_out["followed for less than 365 days"]
+
+
+@pytest.mark.parametrize(
+    ("end", "last", "kept"),
+    [
+        ("record_end", YEAR, True),
+        ("record_end", YEAR - TICK, False),
+        ("2021-01-04", NOW + timedelta(days=30), True),  # the year ends at 23:59 of that day
+        ("2021-01-03", YEAR + timedelta(days=99), False),
+        ("death", NOW + timedelta(days=30), True),
+    ],
+)
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_year_must_be_followed_whatever_was_seen(end, last, kept, seen):
+    rows = [{"time": last, "code": "LAB"}, *([IN_TIME] if seen else [])]
+    assert first_year(rows, end) == ((seen, 0) if kept else (None, 1))
+    assert first_year(rows, end, DISEASE) == (seen, 0)  # published: judged by what was seen
+
+
+@pytest.mark.parametrize(
+    "death", [{"time": YEAR, "code": "DEATH"}, {"time": datetime(2020, 1, 5, 11), "code": "DEATH"}]
+)
+@pytest.mark.parametrize("seen", [False, True])
+def test_death_within_the_year_ends_the_follow_up_as_it_should(death, seen):
+    assert first_year([death, *([IN_TIME] if seen else [])], "2020-06-30") == (seen, 0)
+    assert first_year([death | {"time": YEAR + TICK}, *([IN_TIME] if seen else [])], "2020-06-30") == (None, 1)
+
+
+def test_what_is_known_at_the_discharge_is_the_first_reason():
+    rows = [*stay_of(datetime(2020, 1, 3), datetime(2020, 1, 5, 11)), {"time": datetime(2020, 1, 1)} | DISEASED]
+    profile = PROFILE.model_copy(update={"follow_up_end": "2020-01-31"})
+    _, left_out = label_shard(events_of(rows), profile, NO_CODES, LEFT_OUT)
+    assert dict(+left_out) == {"after the first diagnosis": 1}

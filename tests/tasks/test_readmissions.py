@@ -3,7 +3,7 @@
 from datetime import date, datetime, timedelta
 
 import pytest
-from hand_made import BY_ORDER, PROFILE, event, labelled, stay_of
+from hand_made import BY_ORDER, NO_CODES, PROFILE, event, events_of, label_shard, labelled, stay_of
 
 from ehrctx.tasks.definition import load_definition
 
@@ -238,6 +238,25 @@ def test_death_after_the_horizon_does_not_complete_the_follow_up(end):
     rows = [*STAY, event(HORIZON + TICK, "DEATH")]
     kept = end == "record_end"  # death is an event: the record ends with it, beyond the horizon
     assert labelled(rows, TASK, follow_up(end)) == (({NOW: False}, {}) if kept else ({}, {CENSORED: 1}))
+
+
+@pytest.mark.parametrize("end", ["record_end", "2020-01-10", "death", None])
+@pytest.mark.parametrize("readmitted", [False, True])
+def test_censored_as_negative_judges_by_what_was_seen(end, readmitted):
+    """Whatever the end of the follow-up: it need not even be known."""
+    rows = [*STAY, *([event(NOW + timedelta(days=4), "IN", 2)] if readmitted else [])]
+    task = TASK.model_copy(update={"censored": "negative"})
+    labels, left_out = label_shard(events_of(rows), follow_up(end), NO_CODES, task)
+    assert labels["boolean_value"].to_list() == [readmitted]
+    assert list(left_out) == [DIED, SAME_DAY, OPEN]  # that reason is not there to count
+
+
+def test_discharge_that_says_death_completes_the_follow_up():
+    """Where a data set has no other event of death: the stay before it was followed to its end."""
+    second = stay_of(datetime(2020, 1, 20), datetime(2020, 1, 22), visit=2, out="OUT DEAD")
+    assert labelled(STAY + second, TASK, follow_up("record_end")) == ({NOW: True}, {DIED: 1})
+    late = stay_of(NOW + timedelta(days=20), HORIZON + TICK, visit=2, out="OUT DEAD")
+    assert labelled(STAY + late, TASK, follow_up("2020-01-22")) == ({}, {CENSORED: 1, DIED: 1})
 
 
 def test_another_subjects_record_does_not_prolong_the_follow_up():

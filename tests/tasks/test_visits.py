@@ -80,6 +80,13 @@ def test_pairing_by_order_does_not_warn():
     assert [str(w.message) for w in caught] == []
 
 
+def test_any_event_may_close_a_visit():
+    """`discharge: ["*"]`: the last event of a visit is its end, where a data set has no other."""
+    rows = [(1, 0, "IN//A", 7), (1, 2, "LAB", 7), (1, 3, "IN//A", 8), (1, 4, "LAB", None), (1, 5, "LAB", 7)]
+    rows += [(1, 6, "LAB", 9), (1, 7, "LAB", 8)]  # 9 was never opened
+    assert stays_of(rows, BY_COLUMN.model_copy(update={"discharge": ("*",)})) == [(1, 0, 5), (1, 3, 7)]
+
+
 def test_static_rows_open_and_close_nothing():
     rows = [(1, None, "IN//A", 5), (1, None, "OUT", 5), (1, 2, "IN//A", 5), (1, 3, "OUT", 5)]
     assert stays_of(rows, BY_COLUMN) == stays_of(rows, BY_ORDER) == [(1, 2, 3)]

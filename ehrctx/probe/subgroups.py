@@ -1,0 +1,83 @@
+"""Scores by subgroup: sex, age band, race, and new onsets apart from repeated events.
+
+A model that knows that a disease which was there will be there again scores well on repeated events and may be useless
+for the first one, which is what it is wanted for (arXiv 2507.00574).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrctx.errors import InputError
+from ehrctx.probe.by_task import TaskPredictions
+from ehrctx.probe.statistics import SCORES, Draws, interval, scores
+from ehrctx.probe.suppression import COUNTS
+
+HISTORY = "history"
+NEW_ONSET, REPEATED = "new onset", "repeated"
+ESTIMATES = ("value", "lower", "upper", "difference", "difference_lower", "difference_upper")
+TABLE: dict[str, Any] = {
+    **dict.fromkeys(("task", "model", "head", "group", "level", "score"), pl.String),
+    **dict.fromkeys(ESTIMATES, pl.Float64),
+    **dict.fromkeys(COUNTS, pl.Int64),
+}
+_KEY = ["subject_id", "prediction_time"]
+
+
+def _levels(task: TaskPredictions, groups: pl.DataFrame, history: pl.DataFrame) -> pl.DataFrame:
+    """A column of level names for each group, in the order of the task's labels."""
+    labels = pl.DataFrame({"subject_id": task.subject_ids, "prediction_time": task.times}).cast(
+        {"prediction_time": pl.Datetime("us")}
+    )
+    repeated = history.filter(pl.col("task") == task.task).select(*_KEY, "repeated").unique(_KEY)
+    placed = labels.join(groups, on=_KEY, how="left", maintain_order="left").join(
+        repeated, on=_KEY, how="left", maintain_order="left"
+    )
+    for column in [c for c in placed.columns if placed[c].null_count()]:
+        raise InputError(
+            f"{placed[column].null_count():,} held-out labels of {task.task!r} have no {column}. "
+            f"Run `ehrctx groups` again, from the labels that the probes predicted."
+        )
+    level = pl.when("repeated").then(pl.lit(REPEATED)).otherwise(pl.lit(NEW_ONSET))
+    return placed.with_columns(level.alias(HISTORY)).drop(*_KEY, "repeated")
+
+
+def _scores(task: TaskPredictions, p: np.ndarray, rows: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """The scores on some of the labels, float64[3], and those of each replicate, float64[replicates, 3]."""
+    y, drawn = task.y[rows], draws.of_labels(task.subject_ids[rows])
+    return scores(y, p[rows], np.ones((1, len(y))))[0], scores(y, p[rows], drawn)
+
+
+def subgroup_table(
+    tasks: Iterable[TaskPredictions], groups: pl.DataFrame, history: pl.DataFrame, draws: Draws, level: float
+) -> pl.DataFrame:
+    """TABLE of the heads fitted on all labels. `difference` is a level's score minus that of all other levels of its
+    group together; a score that one class leaves undefined is empty.
+
+    `groups` is (subject_id, prediction_time, a column for each group), `history` (task, subject_id, prediction_time,
+    repeated). Raises InputError if a label is in neither.
+    """
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        levels = _levels(task, groups, history)
+        for group in levels.columns:
+            of_labels = levels[group].to_numpy()
+            for name in sorted(set(of_labels)):
+                inside = of_labels == name
+                counts = task.only(inside).counts()
+                for entry, p in task.on_all_labels().p.items():
+                    who = {"task": task.task, "model": entry.model, "head": entry.head, "group": group, "level": name}
+                    point, replicates = _scores(task, p, inside, draws)
+                    rest = _scores(task, p, ~inside, draws) if not inside.all() else (np.nan, np.nan)
+                    for s, score in enumerate(SCORES):
+                        of_level = float(point[s]), *interval(replicates[:, s], level)
+                        gap = point - rest[0], replicates - rest[1]
+                        of_gap = float(gap[0][s]), *interval(gap[1][:, s], level)
+                        rows.append(
+                            who | {"score": score} | dict(zip(ESTIMATES, (*of_level, *of_gap), strict=True)) | counts
+                        )
+    return pl.DataFrame(rows, schema=TABLE).with_columns(pl.col(ESTIMATES).fill_nan(None))

@@ -1,0 +1,218 @@
+"""`ehrctx score`: the predictions of all models -> the tidy tables of a study, without small counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from ehrctx.artifacts import fingerprint, new_file, require_same_input
+from ehrctx.errors import InputError, refuse_repeated
+from ehrctx.events.meds import SPLITS
+from ehrctx.events.splits import read_splits
+from ehrctx.pretrain.trained import final_validation, trained_model
+from ehrctx.probe.by_task import TaskPredictions, by_task, count_labels, evaluated_subjects
+from ehrctx.probe.calibration import calibration_tables
+from ehrctx.probe.groups import KIND as GROUPS
+from ehrctx.probe.groups import read_groups
+from ehrctx.probe.net_benefit import net_benefit_table
+from ehrctx.probe.predict import KIND as PREDICTIONS
+from ehrctx.probe.predict import read_predictions
+from ehrctx.probe.score import score_tables
+from ehrctx.probe.statistics import Draws
+from ehrctx.probe.subgroups import ESTIMATES, subgroup_table
+from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_partition, of_sum, suppress
+from ehrctx.study import Privacy, Statistics
+from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
+from ehrctx.tasks.history import read_history
+from ehrctx.tasks.label_sets import read_labels, read_left_out
+
+FLAGGED = "n_flagged_subjects"
+
+
+def label_table(
+    labels: dict[str, pl.DataFrame], splits: pl.DataFrame, estimable: dict[str, str | None]
+) -> pl.DataFrame:
+    """(task, split, COUNTS, note); the note says why a task has no scores."""
+    rows = []
+    for task, frame in labels.items():
+        placed = frame.join(splits, on="subject_id", how="left")
+        for split in SPLITS:
+            part = placed.filter(pl.col("split") == split)
+            counts = count_labels(part["boolean_value"].to_numpy(), part["subject_id"].to_numpy())
+            rows.append({"task": task, "split": split, **counts, "note": estimable.get(task) or ""})
+    return pl.DataFrame(rows)
+
+
+def left_out_text(left_out: Mapping[str, int], privacy: Privacy) -> str:
+    """How many labels of one task were left out for which reason, in words; small counts are masked."""
+    least = privacy.minimum_count
+    return "; ".join(f"{f'{n:,}' if n >= least else f'<{least}'} {reason}" for reason, n in left_out.items() if n)
+
+
+def model_tables(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One row per trained model (architecture, context, parameters, tokens, speed …), and its validation losses.
+
+    The second table is (model, arch, context, tokens, loss), the loss in nats per token.
+    """
+    columns = (
+        "arch",
+        "context",
+        "parameters",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "real_token_share",
+        "subjects",
+    )
+    rows, curves = [], []
+    for folder in folders:
+        model, facts = trained_model(folder)
+        rows.append(
+            {"model": model}
+            | {c: facts[c] for c in (*columns, "passes", "device")}
+            | {"earlier_tokens": facts.get("start", {}).get("earlier_tokens", 0)}
+            | {"validation_loss": validation[1] if (validation := final_validation(facts)) else None}
+        )
+        identity = {"model": model, "arch": facts["arch"], "context": facts["context"]}
+        curves += [identity | {"tokens": tokens, "loss": loss} for tokens, loss in facts["validation"]]
+    return pl.DataFrame(rows), pl.DataFrame(curves)
+
+
+def _refuse_other_splits(predictions: Sequence[pl.LazyFrame], splits: pl.DataFrame, splits_file: Path) -> None:
+    made = pl.concat([frame.select("subject_id", "split").unique() for frame in predictions]).unique().collect()
+    joined = made.join(splits.rename({"split": "given"}), on="subject_id", how="left")
+    other = joined.filter(pl.col("split").ne_missing(pl.col("given"))).height
+    if other:
+        raise InputError(
+            f"{splits_file} puts {other:,} subjects into another split than the predictions do. "
+            f"Give the splits that the timelines were made with."
+        )
+
+
+def _hide_parts_of_the_mean(keys: Sequence[tuple], _: Sequence[Counts], shown: Sequence[Cells]) -> list[Cells]:
+    """`keys` begin with the task: a mean's counts must not give away those of a task."""
+    means = (MACRO, MACRO_MANY_POSITIVES)
+    tasks = [own for (task, *_), own in zip(keys, shown, strict=True) if task not in means]
+    return [of_sum(own, tasks) if task in means else own for (task, *_), own in zip(keys, shown, strict=True)]
+
+
+def _hide_parts_of_a_total(
+    privacy: Privacy, keys: Sequence[tuple], counts: Sequence[Counts], shown: Sequence[Cells]
+) -> list[Cells]:
+    """`keys` end with the part, which must not follow from the other parts and the total."""
+    found = list(shown)
+    wholes: dict[tuple, list[int]] = {}
+    for i, (*whole, _) in enumerate(keys):
+        wholes.setdefault(tuple(whole), []).append(i)
+    for parts in wholes.values():
+        hidden = of_partition([counts[i] for i in parts], [found[i] for i in parts], privacy)
+        for i, cells in zip(parts, hidden, strict=True):
+            found[i] = cells
+    return found
+
+
+def _without_values(frame: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
+    """`values` emptied where a count is hidden: a share of a known number would tell it."""
+    is_hidden = pl.any_horizontal(~pl.col(count).str.contains(r"^\d+$") for count in COUNTS)
+    return frame.with_columns(pl.when(~is_hidden).then(pl.col(values)))
+
+
+def _hide_few_flagged(table: pl.DataFrame, privacy: Privacy) -> pl.DataFrame:
+    """Net benefits where hardly anybody is flagged, or hardly anybody is not, are left empty."""
+    few = pl.any_horizontal(
+        pl.col(FLAGGED).is_between(1, privacy.minimum_count - 1),
+        (pl.col("n_subjects") - pl.col(FLAGGED)).is_between(1, privacy.minimum_count - 1),
+    )
+    values = [name for name, dtype in table.schema.items() if dtype == pl.Float64 and name != "threshold"]
+    return table.with_columns(
+        pl.when(~few).then(pl.col(values)),
+        pl.when(few).then(pl.lit("")).otherwise(mask(pl.col(FLAGGED), privacy)).alias(FLAGGED),
+    )
+
+
+def evaluate(
+    predictions: Sequence[pl.LazyFrame],
+    groups: pl.DataFrame,
+    history: pl.DataFrame,
+    statistics: Statistics,
+    privacy: Privacy,
+) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+    """All tables that rest on predictions, by name, with small counts hidden; and the scores with exact counts."""
+    draws = Draws.of(evaluated_subjects(predictions), statistics)
+    tuning = {task.task: task.on_all_labels() for task in by_task(predictions, "tuning")}
+    tables = score_tables(by_task(predictions), draws, statistics)
+    held_out = [task.on_all_labels() for task in by_task(predictions)]
+    pairs: list[tuple[TaskPredictions, TaskPredictions | None]] = [(task, tuning.get(task.task)) for task in held_out]
+    calibration, reliability = calibration_tables(pairs, draws, statistics.level)
+    net_benefit = net_benefit_table(pairs, draws, statistics.thresholds, statistics.level)
+    subgroups = subgroup_table(held_out, groups, history, draws, statistics.level)
+    parts = partial(_hide_parts_of_a_total, privacy)
+    who = ["task", "model", "head"]
+    found = {
+        "scores": suppress(tables.scores, ["task", "k"], privacy, _hide_parts_of_the_mean),
+        "differences": suppress(tables.differences, ["task"], privacy, _hide_parts_of_the_mean),
+        "wins": tables.wins,
+        "few_shot": suppress(tables.few_shot, ["task", "k"], privacy, _hide_parts_of_the_mean),
+        "calibration": suppress(calibration, ["task"], privacy),
+        "reliability": _without_values(
+            suppress(reliability, [*who, "recalibration", "bin"], privacy, parts), ("value", "lower", "upper")
+        ),
+        "net_benefit": suppress(_hide_few_flagged(net_benefit, privacy), ["task"], privacy),
+        "subgroups": _without_values(suppress(subgroups, ["task", "group", "level"], privacy, parts), ESTIMATES),
+    }
+    return found, tables.scores
+
+
+def write_scores(
+    predictions: Sequence[Path],
+    models: Sequence[Path],
+    labels_folder: Path,
+    groups_folder: Path,
+    splits_file: Path,
+    statistics: Statistics,
+    privacy: Privacy,
+    out: Path,
+) -> pl.DataFrame:
+    """Writes scores, differences, wins, few_shot, calibration, reliability, net_benefit, subgroups, labels, models and
+    curves (.csv) and provenance.json to `out`; returns the scores.
+
+    Raises InputError if the predictions or the groups were made from other labels or other splits, or a model is given
+    twice.
+    """
+    for folder in predictions:
+        require_same_input(folder, PREDICTIONS, "labels", labels_folder)
+    require_same_input(groups_folder, GROUPS, "labels", labels_folder)
+    read = [read_predictions(folder) for folder in predictions]
+    refuse_repeated([model for model, _, _ in read], "the predictions")
+    frames = [frame.lazy() for _, frame, _ in read]
+    splits = read_splits(splits_file)
+    _refuse_other_splits(frames, splits, splits_file)
+    found, scores = evaluate(frames, read_groups(groups_folder), read_history(labels_folder), statistics, privacy)
+    reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
+    left_out = {task: left_out_text(counts, privacy) for task, counts in read_left_out(labels_folder).items()}
+    counted = label_table(read_labels(labels_folder), splits, reasons).with_columns(
+        left_out=pl.col("task").replace_strict(left_out, default="", return_dtype=pl.String)
+    )
+    trained, curves = model_tables(models)
+    found |= {
+        "labels": suppress(counted, ["task", "split"], privacy),
+        "models": trained.with_columns(subjects=mask(pl.col("subjects"), privacy)) if trained.height else trained,
+        "curves": curves,
+    }
+    for name, frame in found.items():
+        with new_file(Path(out) / f"{name}.csv") as partial_file:
+            frame.write_csv(partial_file, float_precision=6)
+    provenance = {
+        "statistics": statistics.model_dump(),
+        "inputs": {
+            f"{p.parent.name}/{p.name}": fingerprint(p)
+            for p in (*predictions, *models, Path(labels_folder), Path(groups_folder), Path(splits_file))
+        },
+    }
+    with new_file(Path(out) / "provenance.json") as partial_file:
+        partial_file.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    return scores

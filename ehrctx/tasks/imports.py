@@ -1,0 +1,98 @@
+"""Labels that are taken over instead of made: from files, or from femr's labelers; and which of them can be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from ehrctx.errors import InputError
+from ehrctx.events.meds import Dataset, read_raw, violations_of
+from ehrctx.tasks.definition import Femr, Given, Laboratory, Task
+from ehrctx.tasks.femr_labels import femr_labels
+from ehrctx.tasks.given import read_given
+from ehrctx.tasks.label_files import files_at, label_files
+from ehrctx.tasks.labelers import LABEL_SCHEMA
+
+KEY = ["subject_id", "prediction_time"]
+Made = tuple[pl.DataFrame, Counter[str]]
+
+
+def given_files(tasks: Sequence[Task], given: str | None) -> dict[str, tuple[Path, ...]]:
+    """By task, the label files of those tasks that have some: in the folder `given`, if there is one, or of their own.
+
+    Raises InputError if a task has none there, or two.
+    """
+    found = {}
+    for task in tasks:
+        if isinstance(task, Given):
+            found[task.task] = files_at(Path(task.labels), task.task)
+        elif given:
+            found[task.task] = label_files(Path(given), task.task)
+    return found
+
+
+def watched_files(tasks: Sequence[Task], given: str | None) -> list[Path]:
+    """The files besides the definitions on which the labels depend."""
+    files = [file for of_task in given_files(tasks, given).values() for file in of_task]
+    return files + [task.file for task in tasks if isinstance(task, Femr) and not given]
+
+
+def first_events(dataset: Dataset) -> pl.DataFrame:
+    """(subject_id, first) of every subject: the raw time of the first timed event, null where all are static."""
+    parts = []
+    for shard in dataset.shards:
+        raw = read_raw(dataset, shard)
+        problems = violations_of(raw, dataset.name_of(shard))
+        if problems:
+            raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+        parts.append(raw.select(pl.col("subject_id").cast(pl.Int64), first=pl.col("time").cast(pl.Datetime("us"))))
+    return pl.concat(parts).group_by("subject_id").agg(pl.col("first").min())
+
+
+def usable(labels: pl.DataFrame, first: pl.DataFrame, several_at_a_time: bool) -> Made:
+    """The labels that can be used, in order, and how many were left out for which reason; the first reason counts.
+
+    `first` is what `first_events` gives. Of labels that say the same of one subject and time, one is kept; of those
+    that contradict each other none, since nothing tells which is right. `several_at_a_time`: each label is that of a
+    result, of which a minute can have several; all are kept, as in labels that are made.
+    """
+    known = first.with_columns(_known=True)
+    placed = labels.join(known, on="subject_id", how="left", maintain_order="left")
+    reasons = {
+        "of subjects that the data set does not have": pl.col("_known").is_null(),
+        "before the subject's first event": (pl.col("prediction_time") < pl.col("first")).fill_null(True),
+    }
+    if not several_at_a_time:
+        differ = [pl.col(value).n_unique().over(KEY) > 1 for value in ("boolean_value", "integer_value")]
+        reasons["given twice with different values"] = pl.any_horizontal(differ)
+        reasons["given twice"] = ~pl.struct(KEY).is_first_distinct()
+    reason = pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in reasons.items())
+    judged = placed.with_columns(_reason=reason)
+    counts = judged.drop_nulls("_reason").group_by("_reason").len()
+    left_out = Counter(dict.fromkeys(reasons, 0) | dict(counts.iter_rows()))
+    kept = judged.filter(pl.col("_reason").is_null()).select(list(LABEL_SCHEMA))
+    return kept.sort(KEY, maintain_order=True), left_out
+
+
+def import_labels(
+    dataset: Dataset, tasks: Sequence[Task], given: str | None
+) -> tuple[dict[str, Made], dict[str, Path]]:
+    """By task, the usable labels of those tasks that are not made here, and what was left out; and the files read."""
+    files = given_files(tasks, given)
+    read = {task: pl.concat([read_given(file) for file in of_task]) for task, of_task in files.items()}
+    labelers = [task for task in tasks if isinstance(task, Femr) and task.task not in read]
+    read |= femr_labels(dataset, labelers)
+    if not read:
+        return {}, {}
+    first = first_events(dataset)
+    several = {task.task for task in tasks if isinstance(task, Laboratory)}
+    inputs = {
+        f"labels of {task}" + (f", part {part}" if len(of_task) > 1 else ""): file
+        for task, of_task in files.items()
+        for part, file in enumerate(of_task, 1)
+    }
+    inputs |= {f"labeler of {task.task}": task.file for task in labelers}
+    return {task: usable(labels, first, task in several) for task, labels in read.items()}, inputs

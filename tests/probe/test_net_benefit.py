@@ -1,0 +1,76 @@
+"""Net benefit against its formula, counted label by label."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ehrctx.probe.by_task import Entry, TaskPredictions
+from ehrctx.probe.net_benefit import TREAT_ALL, net_benefit_table
+from ehrctx.probe.statistics import Draws
+from ehrctx.study import Statistics
+
+THRESHOLDS = (0.05, 0.2, 0.5)
+MODEL = Entry("a", "logistic_regression")
+
+
+def counted(y: np.ndarray, p: np.ndarray, threshold: float) -> float:
+    """Vickers and Elkin 2006: true positives / n - false positives / n x t / (1 - t)."""
+    true = sum(1 for yes, risk in zip(y, p, strict=True) if yes and risk >= threshold)
+    false = sum(1 for yes, risk in zip(y, p, strict=True) if not yes and risk >= threshold)
+    return true / len(y) - false / len(y) * threshold / (1 - threshold)
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[TaskPredictions, Draws, pl.DataFrame]:
+    rng = np.random.default_rng(0)
+    of = rng.integers(0, 40, 120)
+    p = rng.choice([0.05, 0.1, 0.2, 0.4, 0.5, 0.9], 120)  # some exactly at a threshold: they are treated
+    y = rng.random(120) < p
+    task = TaskPredictions("stay", y, of, np.arange(120).astype("datetime64[us]"), {MODEL: p})
+    draws = Draws.of(of, Statistics(replicates=50))
+    return task, draws, net_benefit_table([(task, None)], draws, THRESHOLDS, 0.9)
+
+
+def at(table: pl.DataFrame, model: str, threshold: float) -> dict:
+    return table.filter((pl.col("model") == model) & (pl.col("threshold") == threshold)).row(0, named=True)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_values_intervals_and_gains_are_those_counted(made, threshold):
+    task, draws, table = made
+    p = task.p[MODEL]
+    value, everybody = counted(task.y, p, threshold), counted(task.y, np.ones(120), threshold)
+    found = at(table, "a", threshold)
+    assert found["value"] == pytest.approx(value)
+    assert at(table, TREAT_ALL, threshold)["value"] == pytest.approx(everybody)
+    assert found["gain"] == pytest.approx(value - max(everybody, 0))
+    replicates, gains = [], []
+    for times in draws.of_labels(task.subject_ids):
+        y, drawn = np.repeat(task.y, times), np.repeat(p, times)
+        replicates.append(counted(y, drawn, threshold))
+        default = counted(y, np.ones(len(y)), threshold) if everybody > 0 else 0.0
+        gains.append(replicates[-1] - default)
+    assert (found["lower"], found["upper"]) == pytest.approx(tuple(np.quantile(replicates, [0.05, 0.95])))
+    assert (found["gain_lower"], found["gain_upper"]) == pytest.approx(tuple(np.quantile(gains, [0.05, 0.95])))
+    assert found["n_flagged_subjects"] == len(set(task.subject_ids[p >= threshold]))
+
+
+def test_treating_all_gains_nothing_over_itself(made):
+    _, _, table = made
+    everybody = table.filter(pl.col("model") == TREAT_ALL)
+    assert everybody.height == len(THRESHOLDS)
+    for row in everybody.iter_rows(named=True):
+        assert row["gain"] == pytest.approx(min(row["value"], 0.0))
+
+
+def test_true_risks_are_never_worse_than_the_defaults():
+    rng = np.random.default_rng(1)
+    p = rng.beta(1, 4, 20_000)
+    y = rng.random(20_000) < p
+    task = TaskPredictions("stay", y, np.arange(20_000), np.arange(20_000).astype("datetime64[us]"), {MODEL: p})
+    draws = Draws.of(task.subject_ids, Statistics(replicates=50))
+    table = net_benefit_table([(task, None)], draws, (0.02, 0.1, 0.3, 0.6), 0.95).filter(model="a")
+    assert (table["gain_upper"] > 0).all()
+    assert (table.filter(pl.col("threshold").is_in([0.1, 0.3]))["gain_lower"] > 0).all()
