@@ -58,6 +58,7 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
         types: dict[str, Any] = dict.fromkeys((*COUNTS, "subjects", "k", "note", "left_out"), pl.String)
         types |= dict.fromkeys(("value", "lower", "upper", "median", "loss"), pl.Float64)
         tables[name] = pl.read_csv(file, schema_overrides=types)
+    tables["scores"] = tables["scores"].filter(pl.col("k") == "all")  # few-shot ones have a table of their means
     return tables
 
 

@@ -16,6 +16,7 @@ rule embed:
 
 rule probe:
     input:
+        SHOTS,
         embeddings=rules.embed.output,
         labels=rules.label.output,
     output:
@@ -29,6 +30,7 @@ rule probe:
 
 rule probe_counts:
     input:
+        SHOTS,
         timelines=TIMELINES,
         labels=rules.label.output,
     output:
