@@ -104,7 +104,7 @@ def _grid(head: str, settings: Probe) -> dict[str, Any]:
 
 
 def candidates(head: str, settings: Probe) -> list[dict[str, Any]]:
-    """The grid of one head, simplest first: a tie goes to the simpler, the order being that of EHRSHOT's grid search."""
+    """The grid of one head, simplest first, as EHRSHOT's grid search has it: a tie goes to the first."""
     grid = _grid(head, settings)
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -119,6 +119,13 @@ def _fit(classifier: Any, features: Features, y: np.ndarray) -> bool:
     return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
 
 
+def _spread(regression: LogisticRegression, columns: np.ndarray, width: int) -> None:
+    """Makes a regression that was fitted on some of `width` columns one on all: a column of zeros has the weight 0."""
+    weights = np.zeros((1, width), dtype=regression.coef_.dtype)
+    weights[:, columns] = regression.coef_
+    regression.coef_, regression.n_features_in_ = weights, width
+
+
 def fit_head(
     head: str, train: Features, y_train: np.ndarray, tuning: Features, y_tuning: np.ndarray, settings: Probe
 ) -> FittedHead:
@@ -126,13 +133,15 @@ def fit_head(
     middle = {name: values[len(values) // 2] for name, values in _grid(head, settings).items()}
     both = len(np.unique(y_tuning)) == 2
     scaler = MaxAbsScaler().fit(train) if head == LINEAR else None
-    if scaler is not None:
-        train = scaler.transform(train)  # once for all candidates
+    if scaler is not None:  # once for all candidates
+        present = np.flatnonzero(scaler.max_abs_)
+        train = scaler.transform(train)[:, present]
     best: FittedHead | None = None
     for chosen in candidates(head, settings) if both else [middle]:
         classifier = BUILDERS[head](settings, **chosen)
         converged = _fit(classifier, train, y_train)
         if scaler is not None:
+            _spread(classifier, present, len(scaler.max_abs_))
             classifier = make_pipeline(scaler, classifier)
         auroc = float(roc_auc_score(y_tuning, _scores(classifier, tuning))) if both else None
         if best is None or (auroc is not None and best.tuning_auroc is not None and auroc > best.tuning_auroc):
