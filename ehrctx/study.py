@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -222,10 +222,10 @@ class Embedding(Config):
 
 
 class Forest(Config):
-    """Grid of the random forest on counts."""
+    """Grid of the random forest on counts (the study's)."""
 
-    trees: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 50, 100, 300), min_length=1)
-    depth: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 5, 10, 20), min_length=1)
+    trees: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 20, 50, 100, 300), min_length=1)
+    depth: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 5, 10, 20, 50), min_length=1)
 
 
 class Boosting(Config):
@@ -237,6 +237,40 @@ class Boosting(Config):
     rounds: int = Field(100, ge=1)
 
 
+Head = Literal["logistic_regression", "random_forest", "lightgbm"]
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"names {max(values, key=values.count)!r} twice")
+    return values
+
+
+class FewShot(Config):
+    """Heads that learn from k labels of each class; k of each class of the tuning split choose their settings."""
+
+    k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_each_once)] = Field(
+        (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128), min_length=1, description="labels per class (the study's)"
+    )
+    replicates: int = Field(5, ge=1, description="draws of each k; that of a larger k contains that of a smaller one")
+    draw: Literal["labels", "subjects"] = Field(
+        "labels", description="subjects: at most one label of a subject and class, unless the class is filled up"
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    shots: str | None = Field(
+        None, description="a folder of EHRSHOT's draws, <task>/all_shots_data.json, to use instead"
+    )
+    baselines: Annotated[tuple[Head, ...], AfterValidator(_each_once)] = Field(
+        ("logistic_regression",), description="heads on counts that are fitted few-shot as well; [] for none"
+    )
+
+    @model_validator(mode="after")
+    def _drawn_or_given(self) -> Self:
+        if self.shots is not None and self.draw == "subjects":
+            raise ValueError("`draw` says how labels are drawn, but `shots` are draws already. Leave one out")
+        return self
+
+
 class Probe(Config):
     """Heads: logistic regression on frozen representations; the same and tree ensembles on counts."""
 
@@ -246,19 +280,12 @@ class Probe(Config):
         description="values of C; the tuning split's AUROC chooses",
     )
     max_iterations: int = Field(1000, ge=1)
-    baselines: tuple[Literal["logistic_regression", "random_forest", "lightgbm"], ...] = Field(
+    baselines: Annotated[tuple[Head, ...], AfterValidator(_each_once)] = Field(
         ("logistic_regression", "random_forest", "lightgbm"), min_length=1, description="heads on counts"
     )
-
-    @field_validator("baselines")
-    @classmethod
-    def _once(cls, heads: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(heads)) < len(heads):
-            raise ValueError(f"names {max(heads, key=heads.count)!r} twice")
-        return heads
-
     forest: Forest = Forest()
     boosting: Boosting = Boosting()
+    few_shot: FewShot | None = Field(None, description="heads fitted on few labels, beside those fitted on all")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the forest and of LightGBM")
 
 

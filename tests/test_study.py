@@ -99,7 +99,7 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
     study = load(Study, file)
     assert study.labels.given is None
     assert study.probe.baselines == ("logistic_regression", "random_forest", "lightgbm")
-    assert (study.probe.forest.trees, study.probe.forest.depth) == ((10, 50, 100, 300), (3, 5, 10, 20))
+    assert (study.probe.forest.trees, study.probe.forest.depth) == ((10, 20, 50, 100, 300), (3, 5, 10, 20, 50))
     boosting = study.probe.boosting
     assert (boosting.depth, boosting.learning_rate, boosting.leaves) == ((3, 6, -1), (0.02, 0.1, 0.5), (10, 25, 100))
     assert (study.perplexity.window, study.perplexity.stride) == (None, None)
@@ -113,7 +113,7 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
     study = load(Study, file)
     assert study.labels.given == "somewhere/labels"
     assert study.probe.baselines == ("lightgbm",)
-    assert (study.probe.forest.trees, study.probe.forest.depth) == ((7,), (3, 5, 10, 20))
+    assert (study.probe.forest.trees, study.probe.forest.depth) == ((7,), (3, 5, 10, 20, 50))
     assert (study.probe.boosting.depth, study.probe.boosting.rounds) == ((-1,), 5)
     assert (study.perplexity.stride, study.perplexity.window, study.perplexity.subjects) == (32, 64, 9)
 

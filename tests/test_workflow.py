@@ -26,6 +26,8 @@ TABLES = {
     "scores": "task,model,head,k,replicate,score,value,lower,upper,n,n_positive,n_subjects,n_positive_subjects",
     "differences": "task,model,head,k,replicate,reference,reference_head,score,value,lower,upper,n,n_positive,"
     "n_subjects,n_positive_subjects",
+    "few_shot": "task,model,head,k,score,value,lower,upper,deviation,n_draws,n,n_positive,n_subjects,"
+    "n_positive_subjects",
     "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note,left_out",
     "models": "model,arch,context,parameters,tokens,seconds,tokens_per_second,real_token_share,subjects,passes,device,"
     "earlier_tokens,validation_loss",
@@ -73,9 +75,10 @@ def finished(repository, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(finished):
-    """The folder of the tables and pages, and the tables."""
+    """The folder of the tables and pages, and the tables; scores are of heads fitted on all labels."""
     folder = finished[0] / "results/smoke/report"
-    return folder, {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
+    tables = {name: pl.read_csv(folder / f"{name}.csv", schema_overrides={"k": pl.String}) for name in TABLES}
+    return folder, tables | {"scores": tables["scores"].filter(pl.col("k") == "all")}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,28 @@ def test_every_table_has_its_columns_and_rows(report, scored):
     assert set(tables["curves"]["model"]) == set(MODELS)
     assert set(tables["perplexity"]["model"]) == set(MODELS)
     assert set(tables["perplexity"]["kind"]) == {"all", "first", "repeat"}
+
+
+def test_few_shot_scores_are_means_over_draws(report, scored):
+    folder, tables = report
+    of_draws = pl.read_csv(folder / "scores.csv", schema_overrides={"k": pl.String}).filter(pl.col("k") != "all")
+    few_shot = tables["few_shot"]
+    expected = {
+        (task, model, "logistic_regression", k, s)
+        for task in scored
+        for model in (*MODELS, "counts")
+        for k in ("2", "4")
+        for s in ("auroc", "auprc", "brier")
+    }
+    identity = ["task", "model", "head", "k", "score"]
+    assert set(few_shot.select(identity).rows()) == expected
+    assert few_shot.height == len(expected)
+    assert set(few_shot["n_draws"]) == {2}
+    assert of_draws.height == 2 * len(expected)
+    means = few_shot.join(of_draws.group_by(identity).agg(mean=pl.col("value").mean()), on=identity)
+    assert means.height == len(expected)
+    assert (means["value"] - means["mean"]).abs().max() < 2e-6
+    assert (few_shot["lower"] <= few_shot["upper"]).all()
 
 
 def test_the_strata_are_those_of_the_scored_tasks(report, scored):
@@ -311,6 +336,27 @@ def test_an_own_task_meets_its_own_labels(repository, tmp_path, write_meds, writ
     run = snakemake(folder, "--dry-run", "--printshellcmds", study=["--configfile", "own.yaml"])
     assert run.returncode == 0, run.stdout + run.stderr
     assert "--task 'my tasks/stay.yaml'" in run.stdout + run.stderr
+
+
+def test_given_draws_are_watched(repository, tmp_path):
+    """A file for every task, or a sentence before any job; a newer one fits the heads again."""
+    folder = clone(repository, tmp_path / "clone")
+    study = yaml.safe_load((repository / "pipelines/studies/smoke.yaml").read_text())
+    study["probe"]["few_shot"]["shots"] = "my shots"
+    study["tasks"] = ["guo_los", "new_lupus"]
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    for name in ("guo_los/all_shots_data.json", "new_lupus/few_shots_data.json"):
+        said = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
+        assert said.returncode != 0
+        assert f"no draws of '{name.partition('/')[0]}' in my shots" in said.stdout + said.stderr
+        (folder / "my shots" / name).parent.mkdir(parents=True)
+        (folder / "my shots" / name).touch()
+    run = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
+    assert run.returncode == 0, run.stdout + run.stderr
+    inputs = re.findall(r"rule (probe\w*):\n    input: ([^\n]*)", run.stdout + run.stderr)
+    assert {rule for rule, _ in inputs} == {"probe", "probe_counts"}
+    for _, named in inputs:
+        assert named.startswith("my shots/guo_los/all_shots_data.json, my shots/new_lupus/few_shots_data.json, ")
 
 
 def test_label_files_are_tasks_and_are_watched(repository, tmp_path):

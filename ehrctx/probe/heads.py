@@ -1,7 +1,8 @@
 """Heads: the study's linear probe, and the tree ensembles that it fits on counts beside it.
 
 A head is fitted on the train split alone; the tuning split's AUROC chooses among the candidates of its grid; held-out
-rows are only predicted (context-clues, section 5).
+rows are only predicted (context-clues, section 5). Grids, fixed settings and the order in which ties are broken are
+those of EHRSHOT's evaluation; only its random states differ, as it sets none.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from lightgbm import LGBMClassifier
 from scipy.sparse import spmatrix
+from scipy.special import expit
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
 from ehrctx.study import Probe
@@ -39,10 +41,18 @@ class FittedHead:
 
     def predict(self, features: Features) -> np.ndarray:
         """Probability of the positive class, float64[n]."""
-        return _probability(self.classifier, features)
+        found = _scores(self.classifier, features)
+        return expit(found) if isinstance(self.classifier, Pipeline) else found
 
 
-def _probability(classifier: Any, features: Features) -> np.ndarray:
+def _scores(classifier: Any, features: Features) -> np.ndarray:
+    """What ranks the rows, float64[n]: log-odds of the linear probe (a probability of 1 - 1e-17 would be a tie), else
+    the probability of the positive class."""
+    if isinstance(classifier, Pipeline):
+        scaler, regression = (step for _, step in classifier.steps)
+        # the scale belongs to the weights: no scaled copy of the rows is made
+        weights = (regression.coef_[0] / scaler.scale_).astype(np.promote_types(features.dtype, np.float32))
+        return (features @ weights).astype(np.float64) + regression.intercept_[0]
     with warnings.catch_warnings():
         # LightGBM names unnamed columns when it fits, and scikit-learn then misses the names
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
@@ -50,7 +60,7 @@ def _probability(classifier: Any, features: Features) -> np.ndarray:
 
 
 def _logistic_regression(settings: Probe, *, C: float) -> Any:
-    return make_pipeline(MaxAbsScaler(), LogisticRegression(C=C, tol=1e-4, max_iter=settings.max_iterations))
+    return LogisticRegression(C=C, tol=1e-4, max_iter=settings.max_iterations)
 
 
 def _random_forest(settings: Probe, *, trees: int, depth: int) -> Any:
@@ -63,6 +73,7 @@ def _lightgbm(settings: Probe, *, depth: int, learning_rate: float, leaves: int)
         learning_rate=learning_rate,
         num_leaves=leaves,
         n_estimators=settings.boosting.rounds,
+        min_child_samples=1,  # with the library's 20, a few-shot tree would have no leaves
         random_state=settings.seed,
         deterministic=True,
         force_row_wise=True,
@@ -84,18 +95,35 @@ def _grid(head: str, settings: Probe) -> dict[str, Any]:
         LINEAR: {"C": sorted(settings.regularization)},
         "random_forest": {"depth": sorted(settings.forest.depth), "trees": sorted(settings.forest.trees)},
         "lightgbm": {
-            "leaves": sorted(settings.boosting.leaves),
-            "depth": sorted(settings.boosting.depth, key=lambda d: (d < 0, d)),  # -1: no limit
             "learning_rate": sorted(settings.boosting.learning_rate),
+            "depth": sorted(settings.boosting.depth, key=lambda d: (d < 0, d)),  # -1: no limit
+            "leaves": sorted(settings.boosting.leaves),
         },
     }
     return grids[head]
 
 
 def candidates(head: str, settings: Probe) -> list[dict[str, Any]]:
-    """The grid of one head, simplest first: a tie goes to the simpler."""
+    """The grid of one head, simplest first, as EHRSHOT's grid search has it: a tie goes to the first."""
     grid = _grid(head, settings)
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _fit(classifier: Any, features: Features, y: np.ndarray) -> bool:
+    """Fits in place; whether it converged. Other warnings pass."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        classifier.fit(features, y)
+    for other in (w for w in caught if not issubclass(w.category, ConvergenceWarning)):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+
+
+def _spread(regression: LogisticRegression, columns: np.ndarray, width: int) -> None:
+    """Makes a regression that was fitted on some of `width` columns one on all: a column of zeros has the weight 0."""
+    weights = np.zeros((1, width), dtype=regression.coef_.dtype)
+    weights[:, columns] = regression.coef_
+    regression.coef_, regression.n_features_in_ = weights, width
 
 
 def fit_head(
@@ -104,15 +132,18 @@ def fit_head(
     """The best candidate. `train` must hold both classes; if `tuning` does not, the middle of the grid is taken."""
     middle = {name: values[len(values) // 2] for name, values in _grid(head, settings).items()}
     both = len(np.unique(y_tuning)) == 2
+    scaler = MaxAbsScaler().fit(train) if head == LINEAR else None
+    if scaler is not None:  # once for all candidates
+        present = np.flatnonzero(scaler.max_abs_)
+        train = scaler.transform(train)[:, present]
     best: FittedHead | None = None
     for chosen in candidates(head, settings) if both else [middle]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            classifier = BUILDERS[head](settings, **chosen).fit(train, y_train)
-        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        for other in (w for w in caught if not issubclass(w.category, ConvergenceWarning)):
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-        auroc = float(roc_auc_score(y_tuning, _probability(classifier, tuning))) if both else None
+        classifier = BUILDERS[head](settings, **chosen)
+        converged = _fit(classifier, train, y_train)
+        if scaler is not None:
+            _spread(classifier, present, len(scaler.max_abs_))
+            classifier = make_pipeline(scaler, classifier)
+        auroc = float(roc_auc_score(y_tuning, _scores(classifier, tuning))) if both else None
         if best is None or (auroc is not None and best.tuning_auroc is not None and auroc > best.tuning_auroc):
             best = FittedHead(classifier, chosen, auroc, converged)
     assert best is not None

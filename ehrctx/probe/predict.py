@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.probe.counts import count_features
 from ehrctx.probe.embeddings import KIND as EMBEDDINGS
 from ehrctx.probe.embeddings import labelled_times, read_embeddings
+from ehrctx.probe.few_shot import EVERY, Shot, shot_files, shots_of
 from ehrctx.probe.heads import LINEAR, Features, fit_head
 from ehrctx.study import Probe
 from ehrctx.tasks.label_sets import read_labels
@@ -32,6 +34,23 @@ PREDICTIONS: dict[str, Any] = {
     "y": pl.Boolean,
     "p": pl.Float64,
 }
+PREDICTIONS_FILE = "predictions.parquet"
+FITTED: dict[str, Any] = {
+    **{name: PREDICTIONS[name] for name in ("task", "model", "head", "k", "replicate")},
+    "chosen": pl.String,  # the settings, as JSON
+    "tuning_auroc": pl.Float64,
+    "converged": pl.Boolean,
+}
+
+
+class Heads(NamedTuple):
+    """Which heads are fitted on all labels of a task, and which on few."""
+
+    on_all: Sequence[str]
+    few_shot: Sequence[str]
+
+
+LINEAR_ALONE = Heads((LINEAR,), (LINEAR,))
 
 
 def _not_estimable(y: dict[str, np.ndarray]) -> str:
@@ -50,11 +69,13 @@ def _task_predictions(
     labels: pl.DataFrame,
     index: pl.DataFrame,
     features: Features,
-    heads: Sequence[str],
+    heads: Heads,
     probe: Probe,
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Predictions for the tuning and held-out labels of one task, and how its heads were fitted.
+    shots_file: Path | None,
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
+    """PREDICTIONS for the tuning and held-out labels of one task, FITTED of its heads, and what is to be told of it.
 
+    Heads fitted on few labels predict the held-out ones alone.
     `index` is (subject_id, prediction_time, split) of the rows of `features`.
     """
     placed = labels.select("subject_id", "prediction_time", y="boolean_value").join(
@@ -65,21 +86,29 @@ def _task_predictions(
     facts: dict[str, Any] = {"without_features": labels.height - placed.height}
     if reason := _not_estimable(y):
         facts["not_estimable"] = reason
-        return pl.DataFrame(schema=PREDICTIONS), facts
+        return pl.DataFrame(schema=PREDICTIONS), pl.DataFrame(schema=FITTED), facts
     x = {s: features[frame["row"].to_numpy()] for s, frame in rows.items()}
-    predicted = []
-    for head in heads:
-        fitted = fit_head(head, x["train"], y["train"], x["tuning"], y["tuning"], probe)
-        facts[head] = fitted.chosen | {"tuning_auroc": fitted.tuning_auroc, "converged": fitted.converged}
+    jobs: list[tuple[str, Shot, tuple[str, ...]]] = [(head, EVERY, ("tuning", "held_out")) for head in heads.on_all]
+    if probe.few_shot is not None:
+        without_row = {s: frame.select("subject_id", "prediction_time", "y") for s, frame in rows.items()}
+        shots, facts["few_shot"] = shots_of(task, without_row, probe.few_shot, shots_file)
+        jobs += [(head, shot, ("held_out",)) for head in heads.few_shot for shot in shots]
+    predicted, fits = [], []
+    for head, shot, splits in jobs:
+        train, tuning = ((x[s][own], y[s][own]) for s, own in (("train", shot.train), ("tuning", shot.tuning)))
+        fitted = fit_head(head, *train, *tuning, probe)
+        identity = {"task": task, "model": model, "head": head, "k": shot.k, "replicate": shot.replicate}
+        told = {"tuning_auroc": fitted.tuning_auroc, "converged": fitted.converged}
+        fits.append(identity | {"chosen": json.dumps(fitted.chosen)} | told)
+        if shot is EVERY:
+            facts[head] = fitted.chosen | told
+        constants = [pl.lit(value, PREDICTIONS[name]).alias(name) for name, value in identity.items()]
         predicted += [
-            rows[s].with_columns(p=pl.Series(fitted.predict(x[s]), dtype=pl.Float64), head=pl.lit(head))
-            for s in ("tuning", "held_out")
+            rows[s].select("subject_id", "prediction_time", "split", "y", *constants, p=fitted.predict(x[s]))
+            for s in splits
             if len(y[s])
         ]
-    constants = {"task": task, "model": model, "k": "all"}
-    return pl.concat(predicted).with_columns(
-        *[pl.lit(v).alias(k) for k, v in constants.items()], replicate=pl.lit(0, pl.Int64)
-    ).select([pl.col(c).cast(t) for c, t in PREDICTIONS.items()]), facts
+    return pl.concat(predicted).select(list(PREDICTIONS)), pl.DataFrame(fits, schema=FITTED), facts
 
 
 def _write(
@@ -87,19 +116,30 @@ def _write(
     index: pl.DataFrame,
     features: Features,
     labels_folder: Path,
-    heads: Sequence[str],
+    heads: Heads,
     probe: Probe,
     out: Path,
     inputs: dict[str, Path],
 ) -> dict[str, Any]:
+    """A task at a time, so that memory holds the predictions of one."""
     facts: dict[str, Any] = {}
-    inputs = inputs | {"labels": labels_folder}
+    labels = read_labels(labels_folder)
+    shots = probe.few_shot.shots if probe.few_shot else None
+    files = shot_files(Path(shots), list(labels)) if shots else {}
+    inputs = inputs | {"labels": labels_folder} | {f"shots of {task}": file for task, file in files.items()}
     with new_artifact(out, KIND, {"model": model, "probe": probe.model_dump()}, inputs, facts) as folder:
-        frames = []
-        for task, labels in read_labels(labels_folder).items():
-            frame, facts[task] = _task_predictions(task, model, labels, index, features, heads, probe)
-            frames.append(frame)
-        pl.concat(frames).write_parquet(folder / "predictions.parquet")
+        parts, fitted = [], []
+        for number, (task, own) in enumerate(labels.items()):
+            frame, fits, facts[task] = _task_predictions(
+                task, model, own, index, features, heads, probe, files.get(task)
+            )
+            parts.append(folder / f"{number}.parquet")
+            frame.write_parquet(parts[-1])
+            fitted.append(fits)
+        pl.scan_parquet(parts).sink_parquet(folder / PREDICTIONS_FILE)
+        for part in parts:
+            part.unlink()
+        pl.concat(fitted).write_parquet(folder / "heads.parquet")
     return facts
 
 
@@ -108,18 +148,20 @@ def probe_embeddings(embeddings: Path, labels: Path, probe: Probe, out: Path) ->
     require_same_input(embeddings, EMBEDDINGS, "labels", labels)
     model = read_manifest(embeddings, EMBEDDINGS)["settings"]["model"]
     index, rows = read_embeddings(embeddings)
-    return _write(model, index, np.asarray(rows), labels, (LINEAR,), probe, out, {"embeddings": embeddings})
+    return _write(model, index, np.asarray(rows), labels, LINEAR_ALONE, probe, out, {"embeddings": embeddings})
 
 
 def probe_counts(timelines: Path, labels: Path, probe: Probe, out: Path) -> dict[str, Any]:
-    """The baselines called `counts`: `probe.baselines` on counts of tokens over the whole visible history."""
+    """The baselines called `counts`: `probe.baselines` on counts of tokens over the whole visible history, and
+    `probe.few_shot.baselines` on few labels."""
     store = Timelines.open(timelines)
     index, positions, _ = labelled_times(store, labels)
     features = count_features(store, positions, index["prediction_time"].to_numpy())
-    return _write(COUNTS, index, features, labels, probe.baselines, probe, out, {"timelines": timelines})
+    heads = Heads(probe.baselines, probe.few_shot.baselines if probe.few_shot else ())
+    return _write(COUNTS, index, features, labels, heads, probe, out, {"timelines": timelines})
 
 
-def read_predictions(folder: Path) -> tuple[str, pl.DataFrame, dict[str, Any]]:
-    """The model's name, its predictions, and how each task's probe was fitted."""
+def read_predictions(folder: Path) -> tuple[str, pl.LazyFrame, dict[str, Any]]:
+    """The model's name, its predictions (with many draws, more than memory holds), and how each probe was fitted."""
     manifest = read_manifest(folder, KIND)
-    return manifest["settings"]["model"], pl.read_parquet(Path(folder) / "predictions.parquet"), manifest["facts"]
+    return manifest["settings"]["model"], pl.scan_parquet(Path(folder) / PREDICTIONS_FILE), manifest["facts"]

@@ -67,7 +67,11 @@ def write_tables(
     read = [read_predictions(folder) for folder in predictions]
     refuse_repeated([model for model, _, _ in read], "the predictions")
     tables = {
-        "strata": strata_table([frame for _, frame, _ in read], read_properties(properties), statistics),
+        "strata": strata_table(
+            [frame.filter(pl.col("k") == "all").collect() for _, frame, _ in read],
+            read_properties(properties),
+            statistics,
+        ),
         "perplexity": perplexity_table(losses, perplexity, statistics),
     }
     written = {

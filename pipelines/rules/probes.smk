@@ -17,6 +17,7 @@ rule embed:
 
 rule probe:
     input:
+        SHOTS,
         embeddings=rules.embed.output,
         labels=rules.label.output,
     output:
@@ -30,6 +31,7 @@ rule probe:
 
 rule probe_counts:
     input:
+        SHOTS,
         timelines=TIMELINES,
         labels=rules.label.output,
     output:

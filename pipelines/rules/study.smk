@@ -11,6 +11,7 @@ from ehrctx.events.meds import open_dataset
 from ehrctx.events.ontology import athena_files
 from ehrctx.events.profile import find_profile
 from ehrctx.pretrain.trained import check_starts
+from ehrctx.probe.few_shot import shot_files
 from ehrctx.study import ModelId, Study
 from ehrctx.tasks.definition import load_definitions
 from ehrctx.tasks.imports import watched_files
@@ -36,6 +37,8 @@ try:
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
     GIVEN = [str(file) for file in watched_files(TASKS, STUDY.labels.given)]
+    DRAWN = STUDY.probe.few_shot.shots if STUDY.probe.few_shot else None
+    SHOTS = [str(file) for file in shot_files(Path(DRAWN), [task.task for task in TASKS]).values()] if DRAWN else []
     ONTOLOGY = [str(file) for file in athena_files(Path(STUDY.ontology)).values()] if STUDY.ontology else []
     EVENTS = [str(file) for file in open_dataset(Path(DATA)).files()] if STUDY.data else DATA
 except InputError as error:

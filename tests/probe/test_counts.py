@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ehrctx.probe.counts import count_features
-from ehrctx.timelines.store import Timelines
+from ehrctx.timelines.store import SUBJECT, Timelines
 
 VOCABULARY = 30
 YEAR = 365.25 * 24 * 60 * 60
@@ -70,6 +71,56 @@ def test_later_tokens_change_no_count(random_timelines):
         tokens[later] = 7
         changed = count_features(dataclasses.replace(store, tokens=tokens), subjects, times).toarray()
         np.testing.assert_array_equal(changed[row], before[row])
+
+
+events = st.lists(st.tuples(st.integers(0, 60), st.integers(7, VOCABULARY - 1)), max_size=20)
+
+
+def store_of(static, timed) -> Timelines:
+    """One subject: static tokens, then (second, token) in the order of seconds."""
+    ordered = sorted(timed, key=lambda event: event[0])
+    subjects = np.zeros(1, dtype=SUBJECT)
+    subjects["origin"], subjects["n_static"] = np.datetime64("1970-01-01T00:00:00.25", "us"), len(static)
+    return Timelines(
+        path=Path("in memory"),
+        tokens=np.array([*static, *(token for _, token in ordered)], dtype=np.uint16),
+        seconds=np.array([0] * len(static) + [second for second, _ in ordered], dtype=np.uint32),
+        event=np.arange(len(static) + len(ordered), dtype=np.uint32),
+        offsets=np.array([0, len(static) + len(ordered)]),
+        subjects=subjects,
+        manifest={"facts": {"vocabulary_size": VOCABULARY}},
+    )
+
+
+@hypothesis_settings(max_examples=60)
+@given(
+    st.lists(st.integers(7, VOCABULARY - 1), max_size=2), events, events, st.integers(0, 60), st.integers(0, 999_999)
+)
+def test_another_future_gives_the_same_row(static, timed, others, second, microsecond):
+    """After the prediction time, events may be added, changed or missing; later rows of the subject may differ."""
+    past = [event for event in timed if event[0] <= second]
+    altered = past + [event for event in others if event[0] > second]
+    store, other = store_of(static, timed), store_of(static, altered)
+    now = store.subjects["origin"][0] + np.timedelta64(second * 1_000_000 + microsecond, "us")
+    times = now + np.array([0, 0, 40]).astype("timedelta64[s]")  # asked for twice, and again later
+    first, changed = (count_features(s, np.zeros(3, dtype=np.int64), times).toarray() for s in (store, other))
+    np.testing.assert_array_equal(first[:2], changed[:2])
+    np.testing.assert_array_equal(first[0], first[1])
+    assert first[0, :-1].sum() == len(static) + len(past)
+
+
+@pytest.mark.parametrize("block", [1, 40, 500])
+def test_a_subject_that_is_counted_in_parts(random_timelines, monkeypatch, block):
+    """Subjects with many times and many tokens are counted a few rows at a time."""
+    store = random_timelines([25, 0, 40], seed=3)
+    subjects = np.repeat([2, 0, 1], [30, 11, 2])
+    times = store.subjects["origin"][subjects] + np.random.default_rng(0).integers(-5, 60, 43).astype("timedelta64[s]")
+    whole = count_features(store, subjects, times)
+    monkeypatch.setattr("ehrctx.probe.counts.BLOCK", block)
+    parts = count_features(store, subjects, times)
+    assert whole.has_sorted_indices
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_no_rows():

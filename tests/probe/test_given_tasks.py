@@ -82,7 +82,7 @@ def test_each_reason_is_reported_to_the_end(cohort, repository, write_model, tmp
     predictions = [tmp_path / "probe", tmp_path / "counts"]
     for folder in predictions:
         _, predicted, facts = read_predictions(folder)
-        assert set(predicted["task"]) == set(others)
+        assert set(predicted.collect()["task"]) == set(others)
         assert {task: facts[task]["not_estimable"] for task in notes} == notes
     write_groups(cohort.events, profile, labels, tmp_path / "groups")
     write_scores(predictions, [model], labels, tmp_path / "groups", cohort.splits, STATISTICS, PRIVACY, report)

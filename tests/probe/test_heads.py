@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.preprocessing import MaxAbsScaler
 
 from ehrctx.probe.heads import LINEAR, candidates, fit_head
@@ -49,7 +50,7 @@ def by_hand(head: str, chosen: dict, x: np.ndarray, y: np.ndarray, settings: Pro
         return made.fit(x, y)
     made = LGBMClassifier(
         max_depth=chosen["depth"], learning_rate=chosen["learning_rate"], num_leaves=chosen["leaves"],
-        n_estimators=settings.boosting.rounds, random_state=settings.seed, verbose=-1, n_jobs=1,
+        n_estimators=settings.boosting.rounds, random_state=settings.seed, min_child_samples=1, verbose=-1, n_jobs=1,
     )  # fmt: skip
     return made.fit(x, y)
 
@@ -60,7 +61,7 @@ def expected_grid(head: str) -> list[dict]:
     if head == "random_forest":
         return [{"depth": d, "trees": t} for d in (1, 4) for t in (3, 12)]
     return [
-        {"leaves": leaves, "depth": d, "learning_rate": r} for leaves in (3, 8) for d in (2, -1) for r in (0.05, 0.3)
+        {"leaves": leaves, "depth": d, "learning_rate": r} for r in (0.05, 0.3) for d in (2, -1) for leaves in (3, 8)
     ]
 
 
@@ -70,10 +71,10 @@ def test_candidates_come_simplest_first(head):
 
 
 def test_the_study_s_grids():
-    assert [len(candidates(head, Probe())) for head in HEADS] == [8, 16, 27]
+    assert [len(candidates(head, Probe())) for head in HEADS] == [8, 25, 27]
     assert [c["C"] for c in candidates(LINEAR, Probe())] == [1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2, 1e4]
     assert {(c["depth"], c["trees"]) for c in candidates("random_forest", Probe())} == {
-        (depth, trees) for depth in (3, 5, 10, 20) for trees in (10, 50, 100, 300)
+        (depth, trees) for depth in (3, 5, 10, 20, 50) for trees in (10, 20, 50, 100, 300)
     }
     assert {(c["leaves"], c["depth"], c["learning_rate"]) for c in candidates("lightgbm", Probe())} == {
         (leaves, depth, rate) for leaves in (10, 25, 100) for depth in (3, 6, -1) for rate in (0.02, 0.1, 0.5)
@@ -113,6 +114,51 @@ def test_tuning_auroc_chooses_among_trees(head):
     assert fitted.chosen == chosen
     assert fitted.tuning_auroc == pytest.approx(auroc)
     np.testing.assert_allclose(fitted.predict(csr_matrix(x_test)), classifier.predict_proba(x_test)[:, 1], rtol=1e-6)
+
+
+def published_search(head: str, x, y, x_tuning, y_tuning, settings: Probe):
+    """EHRSHOT's evaluation, written out: a grid search over one given split, then a fit on the train rows alone.
+
+    Returns the settings that were chosen and the predictions for the tuning rows.
+    """
+    if head == LINEAR:
+        model = LogisticRegression(tol=1e-4, solver="lbfgs", max_iter=settings.max_iterations)
+        grid = {"C": sorted(settings.regularization)}
+        scaler = MaxAbsScaler().fit(x)
+        x, x_tuning = scaler.transform(x), scaler.transform(x_tuning)
+    elif head == "random_forest":
+        model = RandomForestClassifier(random_state=settings.seed)
+        grid = {"n_estimators": sorted(settings.forest.trees), "max_depth": sorted(settings.forest.depth)}
+    else:
+        model = LGBMClassifier(
+            n_estimators=settings.boosting.rounds, random_state=settings.seed, min_child_samples=1, verbose=-1, n_jobs=1
+        )
+        grid = {
+            "max_depth": [d for d in sorted(settings.boosting.depth) if d > 0] + [-1],
+            "learning_rate": sorted(settings.boosting.learning_rate),
+            "num_leaves": sorted(settings.boosting.leaves),
+        }
+    split = PredefinedSplit(np.repeat([-1, 0], [len(y), len(y_tuning)]))
+    search = GridSearchCV(model, grid, scoring="roc_auc", cv=split, refit=False)
+    search.fit(np.concatenate([x, x_tuning]), np.concatenate([y, y_tuning]))
+    chosen = model.set_params(**search.best_params_).fit(x, y)
+    return search.best_params_, chosen.predict_proba(x_tuning)[:, 1]
+
+
+OUR_NAMES = {"n_estimators": "trees", "max_depth": "depth", "num_leaves": "leaves"}
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("n", "seed"), [(100, 0), (12, 1), (12, 2), (12, 3)])
+def test_a_head_is_that_of_the_published_search(head, n, seed):
+    """Few rows as well, where an AUROC takes few values and ties are the rule."""
+    (x, y), (x_tuning, y_tuning) = draw_counts(n, seed), draw_counts(n, seed + 10)
+    settings = GRID.model_copy(update={"regularization": Probe().regularization})
+    expected, p = published_search(head, x, y, x_tuning, y_tuning, settings)
+    fitted = fit_head(head, csr_matrix(x), y, csr_matrix(x_tuning), y_tuning, settings)
+    assert fitted.chosen == {OUR_NAMES.get(name, name): value for name, value in expected.items()}
+    np.testing.assert_allclose(fitted.predict(csr_matrix(x_tuning)), p, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -54,7 +54,8 @@ def labels(cohort, write_labels_folder, tmp_path_factory):
 def counted(cohort, labels, tmp_path_factory):
     out = tmp_path_factory.mktemp("counts") / "predictions"
     facts = probe_counts(cohort.timelines, labels, GRID, out)
-    return out, facts, *read_predictions(out)
+    model, predictions, recorded = read_predictions(out)
+    return out, facts, model, predictions.collect(), recorded
 
 
 def test_predictions_have_the_agreed_columns(counted, cohort):
@@ -158,6 +159,7 @@ def test_the_study_chooses_the_heads_on_counts(counted, cohort, labels, tmp_path
     only = GRID.model_copy(update={"baselines": ("lightgbm",)})
     facts = probe_counts(cohort.timelines, labels, only, tmp_path / "predictions")
     _, predictions, _ = read_predictions(tmp_path / "predictions")
+    predictions = predictions.collect()
     assert predictions.equals(counted[3].filter(pl.col("head") == "lightgbm"))
     assert set(facts["guo_los"]) == {"without_features", "lightgbm"}
 
@@ -169,6 +171,7 @@ def test_the_labels_of_held_out_subjects_change_no_prediction(counted, cohort, w
     labels = write_labels_folder(tmp_path / "labels", {"guo_los": stays.with_columns(boolean_value=flipped)})
     probe_counts(cohort.timelines, labels, GRID, tmp_path / "predictions")
     _, predictions, _ = read_predictions(tmp_path / "predictions")
+    predictions = predictions.collect()
     before = counted[3].filter(pl.col("task") == "guo_los")
     assert predictions.drop("y").equals(before.drop("y"))
     assert not predictions["y"].equals(before["y"])
@@ -198,6 +201,7 @@ def test_each_label_meets_its_own_embedding(cohort, labels, embeddings, tmp_path
     folder, n_absent = embeddings
     facts = probe_embeddings(folder, labels, GRID, tmp_path / "predictions")
     model, predictions, _ = read_predictions(tmp_path / "predictions")
+    predictions = predictions.collect()
     assert model == "gpt-tiny-64"
     assert facts["guo_los"]["without_features"] == n_absent > 0
     assert predictions["head"].unique().to_list() == ["logistic_regression"], "trees are for counts alone"
@@ -216,5 +220,6 @@ def test_a_task_without_tuning_rows_is_probed_all_the_same(cohort, write_labels_
     labels = write_labels_folder(tmp_path / "labels", {"t": stays.join(tuning, on="subject_id", how="anti")})
     facts = probe_counts(cohort.timelines, labels, GRID, tmp_path / "predictions")
     _, predictions, _ = read_predictions(tmp_path / "predictions")
+    predictions = predictions.collect()
     assert [facts["t"][head]["tuning_auroc"] for head in HEADS] == [None] * 3
     assert predictions["split"].unique().to_list() == ["held_out"]

@@ -48,6 +48,7 @@ def groups(cohort, repository, tmp_path_factory):
 
 def test_scores_of_the_cohort_end_to_end(cohort, counts, groups, write_model, tmp_path):
     _, predictions, facts = read_predictions(counts)
+    predictions = predictions.collect()
     copy = tmp_path / "probes" / "mamba-tiny-16"
     with new_artifact(copy, PREDICTED, {"model": "mamba-tiny-16"}, {"labels": cohort.labels}, facts) as partial:
         predictions.with_columns(model=pl.lit("mamba-tiny-16")).write_parquet(partial / "predictions.parquet")
