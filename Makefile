@@ -34,7 +34,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for name in scan long_conv rms_norm token_loss training_step batches bootstrap probe; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@for name in scan long_conv rms_norm token_loss training_step batches bootstrap interval_coverage probe; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 dashboard: $(READY)
 	@echo "Open $(DASHBOARD)"

@@ -121,7 +121,9 @@ def compare_grids(case: str, x: Features, y: np.ndarray, train: np.ndarray, repe
     settings = Probe(max_iterations=200)
     half = len(y) // 2
     data = x[train], y[train], x[half:], y[half:]
-    for c in settings.regularization:  # the same weights for each C; at a large one both stop early, where float32 lets them
+    for c in (
+        settings.regularization
+    ):  # the same weights for each C; at a large one both stop early, where float32 lets them
         ours = fit_head(LINEAR, *data, settings.model_copy(update={"regularization": (c,)})).classifier[-1].coef_
         theirs = pipeline(c, settings).fit(*data[:2])[-1].coef_
         assert np.abs(ours - theirs).max() < 1e-2 * np.abs(theirs).max()

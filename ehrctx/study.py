@@ -344,6 +344,9 @@ class Study(Config):
     statistics: Statistics = Statistics()
     perplexity: Perplexity = Perplexity()
     privacy: Privacy = Privacy()
+    published: Literal["context_clues"] | None = Field(
+        None, description="whose published figures the report prints beside the study's own; they are of EHRSHOT"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

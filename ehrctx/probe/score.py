@@ -12,7 +12,7 @@ import polars as pl
 
 from ehrctx.probe.by_task import Entry, TaskPredictions, count_labels
 from ehrctx.probe.delong import delong, delong_p
-from ehrctx.probe.statistics import FEW_POSITIVES, LESS_IS_BETTER, SCORES, Draws, holm, interval, scores, two_sided_p
+from ehrctx.probe.statistics import FEW_POSITIVES, LESS_IS_BETTER, SCORES, Draws, holm, interval, two_sided_p
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.study import Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
@@ -62,8 +62,7 @@ class ScoreTables:
 
 
 def _score(task: TaskPredictions, draws: Draws) -> Scored:
-    drawn, once = draws.of_labels(task.subject_ids), np.ones((1, len(task.y)))
-    found = {entry: (scores(task.y, p, once)[0], scores(task.y, p, drawn)) for entry, p in task.p.items()}
+    found = {entry: draws.scores(task.y, p, task.subject_ids) for entry, p in task.p.items()}
     return Scored(found, task.counts())
 
 

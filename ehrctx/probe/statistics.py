@@ -28,14 +28,16 @@ except ImportError:
     scores_of_replicates = None  # type: ignore[assignment]
 
 
-def scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
     """AUROC, AUPRC (average precision) and Brier score for each row of weights; float64[replicates, 3].
 
-    y bool[n], p float64[n], weights [replicates, n] >= 0. Equal to scikit-learn's roc_auc_score,
-    average_precision_score and brier_score_loss with sample_weight; NaN where a replicate holds one class only.
+    y bool[n], p float64[n], weights [replicates, m] >= 0, of which each label takes one column, that of `columns`
+    int64[n] or, if left out, its own. Equal to scikit-learn's roc_auc_score, average_precision_score and
+    brier_score_loss with sample_weight; NaN where a replicate holds one class only.
     """
     order = np.argsort(-p, kind="stable")
     y, p = y[order].astype(np.float64), p[order]
+    order = order if columns is None else columns[order]
     if scores_of_replicates is not None:
         return scores_of_replicates(y, p, order, np.ascontiguousarray(weights))
     return _scores_in_numpy(y, p, order, weights)
@@ -89,9 +91,14 @@ class Draws:
     def _as_float(self) -> np.ndarray:
         return self.times.astype(np.float64)
 
-    def of_labels(self, subject_ids: np.ndarray) -> np.ndarray:
-        """How often each label is counted, by whose it is (int64[n]); uint16[replicates, n]."""
-        return self.times[:, np.searchsorted(self.ids, subject_ids)]
+    def scores(self, y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The scores of y bool[n] and p float64[n], float64[3], and those of each replicate, float64[replicates, 3].
+
+        A label's weight is its subject's, so that no weights of labels are ever held: replicates x subjects suffice.
+        """
+        columns = np.searchsorted(self.ids, subject_ids)
+        once = np.ones((1, len(self.ids)), dtype=self.times.dtype)
+        return scores(y, p, once, columns)[0], scores(y, p, self.times, columns)
 
     def sums(self, values: np.ndarray, subject_ids: np.ndarray) -> np.ndarray:
         """Sums over labels of `values` float64[n, m] in each replicate; float64[replicates, m].

@@ -11,10 +11,10 @@ from numba import njit
 
 @njit(cache=True)
 def scores_of_replicates(y: np.ndarray, p: np.ndarray, order: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC, AUPRC, Brier score of each row of `weights` [replicates, n]; float64[replicates, 3].
+    """AUROC, AUPRC, Brier score of each row of `weights`; float64[replicates, 3].
 
     `y` float64[n] (0 or 1) and `p` float64[n] are sorted by prediction, descending; `order` int64[n] says which column
-    of `weights` each belongs to. NaN where a replicate holds one class only.
+    of `weights` [replicates, m] each belongs to. NaN where a replicate holds one class only.
     """
     out = np.empty((weights.shape[0], 3))
     n = len(y)

@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.probe.by_task import TaskPredictions
-from ehrctx.probe.statistics import SCORES, Draws, interval, scores
+from ehrctx.probe.statistics import SCORES, Draws, interval
 from ehrctx.probe.suppression import COUNTS
 
 HISTORY = "history"
@@ -46,10 +46,24 @@ def _levels(task: TaskPredictions, groups: pl.DataFrame, history: pl.DataFrame) 
     return placed.with_columns(level.alias(HISTORY)).drop(*_KEY, "repeated")
 
 
-def _scores(task: TaskPredictions, p: np.ndarray, rows: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """The scores on some of the labels, float64[3], and those of each replicate, float64[replicates, 3]."""
-    y, drawn = task.y[rows], draws.of_labels(task.subject_ids[rows])
-    return scores(y, p[rows], np.ones((1, len(y))))[0], scores(y, p[rows], drawn)
+def _of_levels(
+    task: TaskPredictions, p: np.ndarray, of_labels: np.ndarray, draws: Draws
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each level: its scores and their difference to those of all others, float64[6], and both in each replicate,
+    float64[replicates, 6]."""
+    masks = {name: of_labels == name for name in sorted(set(of_labels))}
+    own = {name: draws.scores(task.y[m], p[m], task.subject_ids[m]) for name, m in masks.items()}
+    found = {}
+    for name, mask in masks.items():
+        if len(masks) == 1:
+            rest = tuple(np.full_like(part, np.nan) for part in own[name])
+        elif len(masks) == 2:
+            (rest,) = (of_level for other, of_level in own.items() if other != name)
+        else:
+            rest = draws.scores(task.y[~mask], p[~mask], task.subject_ids[~mask])
+        point, replicates = (np.concatenate([a, a - b], axis=-1) for a, b in zip(own[name], rest, strict=True))
+        found[name] = point, replicates
+    return found
 
 
 def subgroup_table(
@@ -66,18 +80,15 @@ def subgroup_table(
         levels = _levels(task, groups, history)
         for group in levels.columns:
             of_labels = levels[group].to_numpy()
-            for name in sorted(set(of_labels)):
-                inside = of_labels == name
-                counts = task.only(inside).counts()
-                for entry, p in task.on_all_labels().p.items():
+            counts = {name: task.only(of_labels == name).counts() for name in set(of_labels)}
+            for entry, p in task.on_all_labels().p.items():
+                for name, (point, replicates) in _of_levels(task, p, of_labels, draws).items():
                     who = {"task": task.task, "model": entry.model, "head": entry.head, "group": group, "level": name}
-                    point, replicates = _scores(task, p, inside, draws)
-                    rest = _scores(task, p, ~inside, draws) if not inside.all() else (np.nan, np.nan)
                     for s, score in enumerate(SCORES):
-                        of_level = float(point[s]), *interval(replicates[:, s], level)
-                        gap = point - rest[0], replicates - rest[1]
-                        of_gap = float(gap[0][s]), *interval(gap[1][:, s], level)
-                        rows.append(
-                            who | {"score": score} | dict(zip(ESTIMATES, (*of_level, *of_gap), strict=True)) | counts
+                        gap = s + len(SCORES)
+                        values = (
+                            *(float(point[s]), *interval(replicates[:, s], level)),
+                            *(float(point[gap]), *interval(replicates[:, gap], level)),
                         )
+                        rows.append(who | {"score": score} | dict(zip(ESTIMATES, values, strict=True)) | counts[name])
     return pl.DataFrame(rows, schema=TABLE).with_columns(pl.col(ESTIMATES).fill_nan(None))

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.suppression import is_hidden, lower_bound
 from ehrctx.report.families import NAMES, Family, families
-from ehrctx.tasks.definition import MACRO
+from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
 # Okabe & Ito (2008), and a brown that no colour deficiency takes for one of them; marker and dash differ too, so that a
 # figure also reads in grey.
@@ -65,7 +66,11 @@ matplotlib.rcParams.update(
 
 def task_name(task: str) -> str:
     """The task as a reader sees it."""
-    return "mean over tasks" if task == MACRO else task
+    names = {
+        MACRO: "mean over tasks",
+        MACRO_MANY_POSITIVES: f"mean over tasks with {FEW_POSITIVES} positive subjects or more",
+    }
+    return names.get(task, task)
 
 
 def overall_task(table: pl.DataFrame) -> str:
@@ -89,7 +94,7 @@ def _with_context(rows: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     return rows.join(models.select("model", "arch", "context"), on="model", how="left", maintain_order="left")
 
 
-def _errors(own: pl.DataFrame) -> list[np.ndarray]:
+def bar_lengths(own: pl.DataFrame) -> list[np.ndarray]:
     """Lengths of the error bars; none where there is no interval, or where it does not hold the value."""
     value = own["value"].to_numpy()
     sides = value - own["lower"].to_numpy(), own["upper"].to_numpy() - value
@@ -120,7 +125,7 @@ def _draw_task(axes: Axes, rows: pl.DataFrame, found: list[Family], score: str) 
             axes.errorbar(
                 own["context"].to_numpy() * shift,
                 own["value"].to_numpy(),
-                yerr=_errors(own),
+                yerr=bar_lengths(own),
                 color=colour,
                 marker=marker,
                 markersize=4.5,
@@ -141,7 +146,7 @@ def _draw_task(axes: Axes, rows: pl.DataFrame, found: list[Family], score: str) 
         _log_contexts(axes, contexts)
 
 
-def _grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
+def panel_grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
     """A figure of `n` panels; the panels, and the grid with the unused ones switched off."""
     lines = -(-max(1, n) // columns)
     columns = -(-max(1, n) // lines)  # five panels are three and two, not four and one
@@ -155,7 +160,7 @@ def _grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, li
     return figure, panels[:n], grid
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def shared_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = int(figure.get_figwidth() / 1.75)
     figure.legend(
@@ -172,7 +177,7 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
     """The mean over tasks and one panel per task: `score` against context length, with intervals and the baselines."""
     rows = _with_context(scores.filter(pl.col("score") == score), models)
     tasks = rows["task"].unique(maintain_order=True).to_list()
-    figure, panels, grid = _grid(len(tasks), 4, 2.75, sharey=score == "auroc")
+    figure, panels, grid = panel_grid(len(tasks), 4, 2.75, sharey=score == "auroc")
     for axes, task in zip(panels, tasks, strict=True):
         own = rows.filter(pl.col("task") == task)
         _draw_task(axes, own, families(models), score)
@@ -186,7 +191,7 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
     for line in grid:
         line[0].set_ylabel(SCORE_NAMES[score])
     if tasks:
-        _legend(figure, panels[0])
+        shared_legend(figure, panels[0])
     return figure
 
 
@@ -219,7 +224,7 @@ def _ends(counts: list) -> list:
 
 def _panels_by_family(models: pl.DataFrame, height: float) -> tuple[Figure, list[tuple[Family, Axes]]]:
     found = families(models)
-    figure, panels, _ = _grid(len(found), 4, height, sharey=True)
+    figure, panels, _ = panel_grid(len(found), 4, height, sharey=True)
     for family, axes in zip(found, panels, strict=True):
         axes.set_title(family.name, loc="left")
     return figure, list(zip(found, panels, strict=True))
@@ -273,7 +278,7 @@ def score_by_quartile(strata: pl.DataFrame, models: pl.DataFrame, name: str, tas
             axes.errorbar(
                 x + 0.12 * (i - (len(contexts) - 1) / 2),
                 own["value"].to_numpy(),
-                yerr=_errors(own),
+                yerr=bar_lengths(own),
                 markersize=5,
                 capsize=2.5,
                 **style,
@@ -313,7 +318,7 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
         axes.errorbar(
             placed["value"].to_numpy(),
             placed["y"].to_numpy() + 0.16 * (i - (len(found) - 1) / 2),
-            xerr=_errors(placed),
+            xerr=bar_lengths(placed),
             color=colour,
             marker=marker,
             markersize=4,
@@ -325,7 +330,7 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
     axes.set_yticks(range(len(tasks)), [task_name(t) for t in tasks])
     low, high = PROPERTY_NAMES[name][1:]
     axes.set_xlabel(f"Brier score of the quarter that is {high} minus {low}")
-    _legend(figure, axes)
+    shared_legend(figure, axes)
     return figure
 
 

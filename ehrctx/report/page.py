@@ -31,18 +31,45 @@ from ehrctx.report.figures import (
     task_name,
     validation_curves,
 )
+from ehrctx.report.published import model_rows, read_published, task_rows
+from ehrctx.report.risks import (
+    benefit_sentence,
+    calibration_rows,
+    calibration_sentence,
+    decision_curves,
+    judged_tasks,
+    onset_rows,
+    reliability_curves,
+    score_by_k,
+    subgroup_scores,
+    subgroup_sentence,
+    win_rows,
+)
 from ehrctx.report.sentences import (
     against_baseline,
     best_sentence,
     context_sentence,
-    excludes_zero,
     few_positives,
+    is_sure,
     perplexity_sentence,
     quartile_sentence,
     repeats_sentence,
+    signed,
 )
+from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
-TABLES = ("scores", "differences", "labels", "models", "curves", "strata", "perplexity")
+TABLES = (
+    "scores", "differences", "wins", "few_shot", "calibration", "reliability", "net_benefit", "subgroups", "labels",
+    "models", "curves", "strata", "perplexity",
+)  # fmt: skip
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys((*COUNTS, "n_flagged_subjects", "subjects", "k", "note", "left_out"), pl.String),
+    **dict.fromkeys(("head", "reference", "reference_head", "recalibration", "level"), pl.String),
+    **dict.fromkeys(("value", "lower", "upper", "median", "loss", "deviation", "predicted", "threshold"), pl.Float64),
+    **dict.fromkeys(("p", "p_holm", "p_delong", "gain", "gain_lower", "gain_upper"), pl.Float64),
+    **dict.fromkeys(("difference", "difference_lower", "difference_upper"), pl.Float64),
+    "sure": pl.Boolean,
+}
 SUMMARY = {"name", "subjects", "events", "codes", "events_per_subject", "with_numeric_value", "with_text_value"}
 SHOWN_PROPERTIES = ("rr_1", "gap_sd", "n_tokens")
 
@@ -55,10 +82,12 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
         if not file.is_file():
             verb = "robustness" if name in ("strata", "perplexity") else "score"
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
-        types: dict[str, Any] = dict.fromkeys((*COUNTS, "subjects", "k", "note", "left_out"), pl.String)
-        types |= dict.fromkeys(("value", "lower", "upper", "median", "loss"), pl.Float64)
-        tables[name] = pl.read_csv(file, schema_overrides=types)
-    tables["scores"] = tables["scores"].filter(pl.col("k") == "all")  # few-shot ones have a table of their means
+        tables[name] = pl.read_csv(file, schema_overrides=_TYPES)
+    scores = tables["scores"] = tables["scores"].filter(k="all")  # few_shot.csv has the others
+    sizes = dict(scores.select("task", "n").iter_rows())
+    if sizes.get(MACRO) == sizes.get(MACRO_MANY_POSITIVES):  # the same tasks: said once
+        for name in ("scores", "differences"):
+            tables[name] = tables[name].filter(pl.col("task") != MACRO_MANY_POSITIVES)
     return tables
 
 
@@ -102,8 +131,8 @@ def _score_rows(tables: dict[str, pl.DataFrame], score: str) -> list[dict[str, A
             against = against_baseline(scores, differences, str(task), model) if model != BASELINE else None
             few = few_positives(own["n_positive_subjects"][0])
             verdict = ""
-            if score == "auroc" and against is not None and not few and excludes_zero(against):
-                verdict = "better" if against["lower"] > 0 else "worse"
+            if score == "auroc" and against is not None and not few and is_sure(against):
+                verdict = "better" if against["value"] > 0 else "worse"
             cells.append(cell.row(0, named=True) | {"verdict": verdict})
         counts = {c: own[c][0] for c in COUNTS}
         rows.append({"task": task_name(str(task)), "cells": cells} | counts)
@@ -131,6 +160,29 @@ def task_sentences(tables: dict[str, pl.DataFrame]) -> dict[str, str]:
     return found
 
 
+def _risks(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """What the page shows of calibration, net benefit, subgroups, few-shot learning and wins."""
+    scores = tables["scores"]
+    figures = {
+        "reliability_figure": (reliability_curves, "reliability"),
+        "decision_figure": (decision_curves, "net_benefit"),
+        "subgroup_figure": (subgroup_scores, "subgroups"),
+    }
+    found: dict[str, Any] = {
+        name: _image(draw(tables[table], scores)) if judged_tasks(scores, tables[table]) else None
+        for name, (draw, table) in figures.items()
+    }
+    return found | {
+        "few_shot_figure": _image(score_by_k(tables["few_shot"], scores)) if tables["few_shot"].height else None,
+        "calibration": calibration_rows(tables["calibration"], scores),
+        "calibration_sentence": calibration_sentence(tables["calibration"], scores),
+        "benefit_sentence": benefit_sentence(tables["net_benefit"], scores),
+        "subgroup_sentence": subgroup_sentence(tables["subgroups"], scores),
+        "onsets": onset_rows(tables["subgroups"], scores),
+        "wins": win_rows(tables["wins"]),
+    }
+
+
 def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[str, Any], out: Path) -> None:
     """Writes the page `out` from the tables in `folder`, the timelines' manifest, the summary and the study."""
     tables = read_tables(folder)
@@ -147,7 +199,14 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
     environment = Environment(
         loader=PackageLoader("ehrctx.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    published = read_published(study["published"]) if study.get("published") else None
     page = environment.get_template("page.html.j2").render(
+        **_risks(tables),
+        published_tasks=task_rows(scores, published) if published is not None else [],
+        published_models=model_rows(scores, models, published) if published is not None else [],
+        columns_own=list(dict.fromkeys(model for model, _ in _columns(scores))),
+        task_name=task_name,
+        signed=signed,
         study=study,
         version=__version__,
         summary=_read_json(summary_file, "check --out", SUMMARY),

@@ -32,12 +32,17 @@ def excludes_zero(row: dict[str, Any]) -> bool:
     return row["lower"] > 0 or row["upper"] < 0
 
 
+def is_sure(row: dict[str, Any]) -> bool:
+    """Whether a difference of two models is there, as a test says that allows for being one of many (`p_holm`)."""
+    return row["sure"] is True
+
+
 def few_positives(n_positive_subjects: str | int) -> bool:
     """Whether so few subjects, as tables hold the count, have a positive label that no verdict can be drawn."""
     return lower_bound(str(n_positive_subjects)) < FEW_POSITIVES
 
 
-def _listed(parts: list[str]) -> str:
+def listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -62,7 +67,7 @@ def against_baseline(scores: pl.DataFrame, differences: pl.DataFrame, task: str,
 def _verdict(row: dict[str, Any]) -> str:
     if row["lower"] != row["lower"]:
         return "it has no interval"
-    return "its interval excludes 0" if excludes_zero(row) else "its interval includes 0"
+    return f"{_interval(row)}, {'surely' if is_sure(row) else 'not surely'} different"
 
 
 def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None:
@@ -80,11 +85,11 @@ def lead_sentence(differences: pl.DataFrame, task: str, best: str) -> str | None
     n = others.height
     if n == 0:
         return None
-    equals = sorted(row["reference"] for row in others.iter_rows(named=True) if not row["lower"] > 0)
+    equals = sorted(row["reference"] for row in others.iter_rows(named=True) if not (is_sure(row) and row["value"] > 0))
     if not equals:
         return f"surely ahead of {'the other model' if n == 1 else f'all {n} other models'}"
     if len(equals) <= 3:
-        return f"{_listed(equals)} may be as good"
+        return f"{listed(equals)} may be as good"
     return f"{'all' if len(equals) == n else f'{len(equals)} of the'} {n} other models may be as good"
 
 
@@ -128,12 +133,12 @@ def context_sentence(differences: pl.DataFrame, models: pl.DataFrame, task: str,
         if few_positives(row["n_positive_subjects"]):
             return f"too few positive subjects ({count(row['n_positive_subjects'])}) to judge context lengths"
         more_is_better = score != "brier"
-        verdict = ("helps" if (row["lower"] > 0) == more_is_better else "hurts") if excludes_zero(row) else ""
+        verdict = ("helps" if (row["value"] > 0) == more_is_better else "hurts") if is_sure(row) else ""
         shown = f" ({long:,} against {short:,} tokens: {signed(row['value'])}, {_interval(row)})" if verdict else ""
         verdicts[verdict].append(family.name + shown)
-    parts = [f"a longer context {verdict} {_listed(of)}" for verdict, of in verdicts.items() if verdict and of]
+    parts = [f"a longer context {verdict} {listed(of)}" for verdict, of in verdicts.items() if verdict and of]
     if verdicts[""]:
-        parts.append(f"no difference by context can be told for {_listed(verdicts[''])}")
+        parts.append(f"no difference by context can be told for {listed(verdicts[''])}")
     return "; ".join(parts) or None
 
 

@@ -21,7 +21,7 @@ from ehrctx.probe.calibration import (
     quantile_bins,
     recalibrate,
 )
-from ehrctx.probe.statistics import Draws
+from ehrctx.probe.statistics import Draws, subject_draws
 from ehrctx.study import Statistics
 
 MODEL = Entry("mamba-tiny-64", "logistic_regression")
@@ -115,7 +115,7 @@ def test_replicates_take_one_step_to_where_a_refit_goes():
     settings = Statistics(replicates=60)
     draws = Draws.of(of, settings)
     table, _ = calibration_tables([(task_of(y, p, of), None)], draws, 0.95)
-    drawn, x = draws.of_labels(of), logits(p)
+    drawn, x = subject_draws(of, settings), logits(p)
     refitted = [by_sklearn(np.repeat(y, times), np.repeat(x, times))[1] for times in drawn]
     shifted = [calibration_in_the_large(np.repeat(y, times), np.repeat(x, times)) for times in drawn]
     for name, exact in (("slope", refitted), ("intercept", shifted)):

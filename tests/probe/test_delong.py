@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from ehrctx.probe.delong import delong, delong_p
-from ehrctx.probe.statistics import Draws, scores
+from ehrctx.probe.statistics import Draws
 from ehrctx.study import Statistics
 
 
@@ -47,8 +47,8 @@ def clustered(n_subjects: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.nd
 def test_delong_and_the_bootstrap_agree_on_many_labels():
     y, p, of = clustered(1_500, seed=0)
     auroc, covariance = delong(y, p, of)
-    drawn = Draws.of(of, Statistics(replicates=4_000)).of_labels(of)
-    replicates = np.stack([scores(y, one, drawn)[:, 0] for one in p])
+    draws = Draws.of(of, Statistics(replicates=4_000))
+    replicates = np.stack([draws.scores(y, one, of)[1][:, 0] for one in p])
     np.testing.assert_allclose(np.cov(replicates), covariance, rtol=0.08)
     difference = replicates[0] - replicates[1]
     spread = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])

@@ -15,7 +15,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.probe.by_task import Entry, TaskPredictions
 from ehrctx.probe.groups import groups_at, read_groups, write_groups
-from ehrctx.probe.statistics import SCORES, Draws, scores
+from ehrctx.probe.statistics import SCORES, Draws, scores, subject_draws
 from ehrctx.probe.subgroups import subgroup_table
 from ehrctx.study import Statistics
 
@@ -133,7 +133,7 @@ def test_scores_of_a_level_are_those_of_its_labels_alone():
     assert table["group"].unique().sort().to_list() == ["age", "history", "sex"]
     masks = {("sex", "male"): of % 3 == 0, ("history", "repeated"): is_repeated, ("history", "new onset"): ~is_repeated}
     for (group, level), inside in masks.items():
-        drawn = draws.of_labels(of)
+        drawn = subject_draws(of, Statistics(replicates=80))
         own = scores(y[inside], p[inside], drawn[:, inside])
         gap = own - scores(y[~inside], p[~inside], drawn[:, ~inside])
         for s, score in enumerate(SCORES):

@@ -8,7 +8,7 @@ import pytest
 
 from ehrctx.probe.by_task import Entry, TaskPredictions
 from ehrctx.probe.net_benefit import TREAT_ALL, net_benefit_table
-from ehrctx.probe.statistics import Draws
+from ehrctx.probe.statistics import Draws, subject_draws
 from ehrctx.study import Statistics
 
 THRESHOLDS = (0.05, 0.2, 0.5)
@@ -23,14 +23,14 @@ def counted(y: np.ndarray, p: np.ndarray, threshold: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[TaskPredictions, Draws, pl.DataFrame]:
+def made() -> tuple[TaskPredictions, pl.DataFrame]:
     rng = np.random.default_rng(0)
     of = rng.integers(0, 40, 120)
     p = rng.choice([0.05, 0.1, 0.2, 0.4, 0.5, 0.9], 120)  # some exactly at a threshold: they are treated
     y = rng.random(120) < p
     task = TaskPredictions("stay", y, of, np.arange(120).astype("datetime64[us]"), {MODEL: p})
     draws = Draws.of(of, Statistics(replicates=50))
-    return task, draws, net_benefit_table([(task, None)], draws, THRESHOLDS, 0.9)
+    return task, net_benefit_table([(task, None)], draws, THRESHOLDS, 0.9)
 
 
 def at(table: pl.DataFrame, model: str, threshold: float) -> dict:
@@ -39,7 +39,7 @@ def at(table: pl.DataFrame, model: str, threshold: float) -> dict:
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_values_intervals_and_gains_are_those_counted(made, threshold):
-    task, draws, table = made
+    task, table = made
     p = task.p[MODEL]
     value, everybody = counted(task.y, p, threshold), counted(task.y, np.ones(120), threshold)
     found = at(table, "a", threshold)
@@ -47,7 +47,7 @@ def test_values_intervals_and_gains_are_those_counted(made, threshold):
     assert at(table, TREAT_ALL, threshold)["value"] == pytest.approx(everybody)
     assert found["gain"] == pytest.approx(value - max(everybody, 0))
     replicates, gains = [], []
-    for times in draws.of_labels(task.subject_ids):
+    for times in subject_draws(task.subject_ids, Statistics(replicates=50)):
         y, drawn = np.repeat(task.y, times), np.repeat(p, times)
         replicates.append(counted(y, drawn, threshold))
         default = counted(y, np.ones(len(y)), threshold) if everybody > 0 else 0.0
@@ -58,7 +58,7 @@ def test_values_intervals_and_gains_are_those_counted(made, threshold):
 
 
 def test_treating_all_gains_nothing_over_itself(made):
-    _, _, table = made
+    _, table = made
     everybody = table.filter(pl.col("model") == TREAT_ALL)
     assert everybody.height == len(THRESHOLDS)
     for row in everybody.iter_rows(named=True):

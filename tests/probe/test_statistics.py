@@ -145,12 +145,15 @@ def test_draws_of_subjects_serve_labels_and_sums():
     of = rng.choice([3, 8, 11, 20], 50)
     settings = Statistics(replicates=30, seed=6)
     draws = Draws.of(of, settings)
-    np.testing.assert_array_equal(draws.of_labels(of), subject_draws(of, settings))
+    drawn = subject_draws(of, settings)
     some = of != 8  # of a task that not all subjects have labels of
     values = rng.normal(size=(int(some.sum()), 3))
-    np.testing.assert_allclose(draws.sums(values, of[some]), draws.of_labels(of[some]) @ values)
-    nobody = Draws.of(np.zeros(0, dtype=np.int64), settings)
-    assert nobody.of_labels(np.zeros(0, dtype=np.int64)).shape == (30, 0)
+    np.testing.assert_allclose(draws.sums(values, of[some]), drawn[:, some] @ values)
+    y, p = rng.random(50) < 0.4, rng.random(50).round(1)
+    point, replicates = draws.scores(y[some], p[some], of[some])
+    np.testing.assert_allclose(point, by_sklearn(y[some], p[some]))
+    np.testing.assert_allclose(replicates, scores(y[some], p[some], drawn[:, some]))
+    assert Draws.of(np.zeros(0, dtype=np.int64), settings).times.shape == (30, 0)
 
 
 def test_p_is_the_level_at_which_the_interval_reaches_zero():

@@ -12,6 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from ehrctx.artifacts import new_artifact
+from ehrctx.probe.calibration import CALIBRATION_TABLE, RELIABILITY_TABLE
+from ehrctx.probe.net_benefit import TABLE as NET_BENEFIT_TABLE
+from ehrctx.probe.score import FEW_SHOT_TABLE, WIN_TABLE
+from ehrctx.probe.subgroups import TABLE as SUBGROUP_TABLE
 from ehrctx.study import ModelId
 from ehrctx.timelines.store import KIND as TIMELINES
 
@@ -62,7 +66,8 @@ def difference(task: str, model: str, reference: str, lower: float, upper: float
     """A row of differences.csv; its value is the middle of the interval."""
     name, _, head = reference.partition("/")
     row = score(task, model, (lower + upper) / 2, lower, upper)
-    return row | {"reference": name, "reference_head": head or "logistic_regression"} | more
+    tests = {"p": 0.01, "p_holm": 0.02, "p_delong": 0.01, "sure": lower > 0 or upper < 0}
+    return row | {"reference": name, "reference_head": head or "logistic_regression"} | tests | more
 
 
 def stratum(
@@ -119,7 +124,9 @@ def study_tables(models: pl.DataFrame, tasks: Sequence[str], **counts: str) -> d
         for s in ("train", "tuning", "held_out")
     ]
     bins = [(1, 1), (2, 3), (4, 15), (16, 63)]
-    return {
+    risks = {"wins": WIN_TABLE, "few_shot": FEW_SHOT_TABLE, "calibration": CALIBRATION_TABLE}
+    risks |= {"reliability": RELIABILITY_TABLE, "net_benefit": NET_BENEFIT_TABLE, "subgroups": SUBGROUP_TABLE}
+    return {name: pl.DataFrame(schema=schema) for name, schema in risks.items()} | {
         "scores": pl.DataFrame(scores),
         "differences": pl.DataFrame(differences),
         "labels": pl.DataFrame(labels),

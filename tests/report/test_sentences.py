@@ -222,7 +222,7 @@ def test_the_best_model_is_held_against_the_strongest_head():
     said = best_sentence(scored(), against(**EVERY_HEAD), "t")
     assert said == (
         "best model gpt-tiny-512 at 0.800 (0.750 to 0.850); against counts, random forest +0.050, "
-        "its interval includes 0"
+        "interval −0.050 to +0.150, not surely different"
     )
 
 
@@ -234,7 +234,7 @@ def test_the_strongest_head_is_the_one_with_the_highest_auroc(head, name):
     table = scored(**{f"counts/{head}": 0.95})
     assert strongest_baseline(table, "t") == head
     said = best_sentence(table, against(**dict.fromkeys(HEADS, (-0.2, -0.1))), "t")
-    assert f"against {name} −0.150, its interval excludes 0" in said
+    assert f"against {name} −0.150, interval −0.200 to −0.100, surely different" in said
 
 
 def test_the_best_model_is_not_the_baseline():
@@ -247,7 +247,7 @@ def test_the_best_model_is_not_judged_on_few_positives(n_positive):
     sure = against(**dict.fromkeys(HEADS, (0.1, 0.2)))
     said = best_sentence(scored(n_positive), sure, "t")
     assert said.endswith(f", with {n_positive} positive subjects: too few to judge")
-    assert "excludes" not in said
+    assert "surely" not in said
 
 
 def test_an_interval_that_is_not_there_is_not_shown_and_gives_no_verdict():

@@ -1,0 +1,269 @@
+"""What predicted risks are worth: reliability curves, decision curves, scores by subgroup; figures and sentences.
+
+Each task shows its best model, by held-out AUROC, beside the strongest head on counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ehrctx.probe.calibration import AS_PREDICTED, RECALIBRATED
+from ehrctx.probe.net_benefit import TREAT_ALL
+from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.subgroups import HISTORY, NEW_ONSET, REPEATED
+from ehrctx.report.figures import BASELINES, STYLES, bar_lengths, count, panel_grid, shared_legend, task_name
+from ehrctx.report.sentences import excludes_zero, few_positives, listed, signed, strongest_baseline
+from ehrctx.study import ModelId
+
+Who = tuple[str, str]  # model, head
+
+
+def shown_of(scores: pl.DataFrame, task: str) -> list[Who]:
+    """The best model of a task, and the strongest head on counts, where there is one."""
+    own = scores.filter((pl.col("task") == task) & (pl.col("score") == "auroc") & (pl.col("model") != BASELINE))
+    best = own.sort("value", descending=True, nulls_last=True).select("model", "head").rows()[:1]
+    counts = strongest_baseline(scores, task)
+    return [*best, *([(BASELINE, counts)] if counts else [])]
+
+
+def judged_tasks(scores: pl.DataFrame, table: pl.DataFrame) -> list[str]:
+    """The tasks of `table` with enough positive subjects to judge, in the order of the scores."""
+    counted = dict(scores.select("task", "n_positive_subjects").iter_rows())
+    present = set(table["task"])
+    return [task for task, n in counted.items() if task in present and not few_positives(n)]
+
+
+def _of(table: pl.DataFrame, task: str, who: Who, **more: str) -> pl.DataFrame:
+    return table.filter(task=task, model=who[0], head=who[1], **more)
+
+
+def _style(who: Who) -> dict[str, Any]:
+    if who[0] == BASELINE:
+        colour, dash, _ = BASELINES[who[1]]
+        return {"color": colour, "linestyle": dash, "marker": "v", "markersize": 3.5, "linewidth": 1.1}
+    colour, marker, _, _ = STYLES[ModelId.parse(who[0]).arch]
+    return {"color": colour, "linestyle": "-", "marker": marker, "markersize": 4.5, "linewidth": 1.3}
+
+
+def _titled(axes: Axes, task: str, lines: list[str]) -> None:
+    axes.set_title(task_name(task), loc="left", pad=4 + 11 * len(lines))
+    for i, line in enumerate(reversed(lines)):
+        axes.text(0, 1.02 + 0.065 * i, line, transform=axes.transAxes, fontsize=7.8, color="#444444")
+
+
+def _name(who: Who) -> str:
+    return BASELINES[who[1]][2] if who[0] == BASELINE else who[0]
+
+
+def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figure:
+    """Predicted against observed risk by tenths of the labels, with intervals; hollow: recalibrated."""
+    tasks = judged_tasks(scores, reliability)
+    figure, panels, grid = panel_grid(len(tasks), 4, 3.1, sharey=False)
+    for axes, task in zip(panels, tasks, strict=True):
+        top = 0.0
+        for who in shown_of(scores, task):
+            style = _style(who)
+            for recalibration in (AS_PREDICTED, RECALIBRATED):
+                own = _of(reliability, task, who, recalibration=recalibration).drop_nulls("value").sort("bin")
+                if own.is_empty() or (recalibration == RECALIBRATED and who[0] == BASELINE):
+                    continue
+                top = max(top, own.select(pl.max_horizontal("predicted", "value").max()).item())
+                if recalibration == RECALIBRATED:
+                    hollow = style | {"markerfacecolor": "white", "linestyle": "none", "linewidth": 0.8}
+                    axes.plot(own["predicted"], own["value"], **hollow)
+                else:
+                    bars = bar_lengths(own) if who[0] != BASELINE else None
+                    axes.errorbar(own["predicted"], own["value"], yerr=bars, capsize=2, elinewidth=0.8, **style)
+        axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, zorder=0)
+        limit = min(1.0, 1.15 * top) or 1.0
+        axes.set_xlim(-0.03 * limit, limit)
+        axes.set_ylim(-0.03 * limit, limit)
+        axes.set_aspect("equal")
+        _titled(axes, task, [_name(who) for who in shown_of(scores, task)[:1]])
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel("predicted risk")
+    for line in grid:
+        line[0].set_ylabel("observed share")
+    return figure
+
+
+def decision_curves(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> Figure:
+    """Net benefit against the risk from which on one would act: the best model, counts, treating all; none is 0."""
+    tasks = judged_tasks(scores, net_benefit)
+    figure, panels, grid = panel_grid(len(tasks), 4, 2.75, sharey=False)
+    for axes, task in zip(panels, tasks, strict=True):
+        everybody = _of(net_benefit, task, (TREAT_ALL, "")).drop_nulls("value").sort("threshold")
+        axes.plot(everybody["threshold"], everybody["value"], color="#999999", linewidth=1.0, label="treating all")
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8, label="treating none")
+        top = max([0.0, *everybody["value"]])
+        for who in shown_of(scores, task):
+            own = recalibrated_where_possible(_of(net_benefit, task, who)).drop_nulls("value").sort("threshold")
+            if own.is_empty():
+                continue
+            top = max([top, *own["value"]])
+            axes.plot(own["threshold"], own["value"], **_style(who))
+            if who[0] != BASELINE:
+                axes.fill_between(
+                    own["threshold"], own["lower"], own["upper"], color=_style(who)["color"], alpha=0.15, linewidth=0
+                )
+        axes.set_ylim(-0.15 * top or -0.01, 1.12 * top or 0.01)
+        _titled(axes, task, [_name(who) for who in shown_of(scores, task)[:1]])
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel("risk from which on one acts")
+    for line in grid:
+        line[0].set_ylabel("net benefit")
+    if tasks:
+        shared_legend(figure, panels[0])
+    return figure
+
+
+def recalibrated_where_possible(own: pl.DataFrame) -> pl.DataFrame:
+    """Rows of one entry: recalibrated ones, or, where the tuning split allowed none, those as predicted."""
+    better = own.filter(recalibration=RECALIBRATED)
+    return better if better.height else own.filter(recalibration=AS_PREDICTED)
+
+
+def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
+    """AUROC of the best model of each task by level of each group; a line at that of all."""
+    shown = subgroups.filter((pl.col("score") == "auroc") & (pl.col("group") != HISTORY))
+    tasks = judged_tasks(scores, shown)
+    levels = shown.select("group", "level").unique().sort("group", "level").rows()
+    figure, panels, grid = panel_grid(len(tasks), 4, max(2.0, 0.9 + 0.22 * len(levels)), sharey=True)
+    places = {level: -i for i, level in enumerate(levels)}
+    for axes, task in zip(panels, tasks, strict=True):
+        best = shown_of(scores, task)[0]
+        own = _of(shown, task, best).drop_nulls("value")
+        at = [places[key] for key in own.select("group", "level").rows()]
+        clear = [row["difference"] is not None and _is_gap(row) for row in own.iter_rows(named=True)]
+        colour = _style(best)["color"]
+        axes.errorbar(own["value"], at, xerr=bar_lengths(own), fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+        faces = [colour if c else "white" for c in clear]
+        axes.scatter(own["value"], at, s=22, c=faces, edgecolors=colour, zorder=3)
+        (overall,) = scores.filter(task=task, model=best[0], head=best[1], score="auroc")["value"].to_list()
+        axes.axvline(overall, color=colour, linewidth=0.8, linestyle=":")
+        axes.axvline(0.5, color="#dddddd", linewidth=0.8, zorder=0)
+        axes.set_yticks(list(places.values()), [f"{group} {level}" for group, level in levels])
+        axes.set_ylim(-len(levels) + 0.4, 0.6)
+        _titled(axes, task, [best[0]])
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel("AUROC")
+    return figure
+
+
+def _is_gap(row: dict[str, Any]) -> bool:
+    return excludes_zero({"lower": row["difference_lower"] or 0.0, "upper": row["difference_upper"] or 0.0})
+
+
+def calibration_rows(calibration: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:
+    """One row per task, shown head and recalibration: `task`, `name`, `recalibration`, and a table row by measure."""
+    rows = []
+    for task in judged_tasks(scores, calibration):
+        for who in shown_of(scores, task):
+            for recalibration in (AS_PREDICTED, RECALIBRATED):
+                own = _of(calibration, task, who, recalibration=recalibration)
+                if own.height:
+                    found = {row["measure"]: row for row in own.iter_rows(named=True)}
+                    rows.append({"task": task, "name": _name(who), "recalibration": recalibration, **found})
+    return rows
+
+
+def calibration_sentence(calibration: pl.DataFrame, scores: pl.DataFrame) -> str | None:
+    """In how many tasks the best model's risks are surely too sure, or not sure enough, before and after."""
+    said = []
+    for recalibration, when in ((AS_PREDICTED, "as predicted"), (RECALIBRATED, "recalibrated on the tuning split")):
+        slopes = []
+        for task in judged_tasks(scores, calibration):
+            own = _of(calibration, task, shown_of(scores, task)[0], recalibration=recalibration, measure="slope")
+            slopes += [row for row in own.iter_rows(named=True) if row["lower"] is not None]
+        if slopes:
+            over, under = sum(row["upper"] < 1 for row in slopes), sum(row["lower"] > 1 for row in slopes)
+            said.append(
+                f"{when}, the best model's risks are surely too extreme (slope under 1) in {over} and too moderate "
+                f"(over 1) in {under} of {len(slopes)} tasks"
+            )
+    return "; ".join(said) or None
+
+
+def benefit_sentence(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> str | None:
+    """From which to which risk the best model surely gains over treating all and treating none, by task."""
+    gains, none = [], []
+    for task in judged_tasks(scores, net_benefit):
+        own = recalibrated_where_possible(_of(net_benefit, task, shown_of(scores, task)[0]))
+        at = own.filter(pl.col("gain_lower") > 0)["threshold"]
+        if len(at):
+            ends = list(dict.fromkeys((min(at), max(at))))
+            gains.append(f"{task} (risks of {' to '.join(f'{end:g}' for end in ends)})")
+        else:
+            none.append(task)
+    parts = [f"the best model gains over treating all or none in {listed(gains)}"] if gains else []
+    parts += [f"no gain can be told in {listed(none)}"] if none else []
+    return "; ".join(parts) or None
+
+
+def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | None:
+    """The gaps of the best models whose interval excludes 0, and of how many."""
+    shown = subgroups.filter((pl.col("score") == "auroc") & (pl.col("group") != HISTORY)).drop_nulls("difference_lower")
+    n, found = 0, []
+    for task in judged_tasks(scores, shown):
+        for row in _of(shown, task, shown_of(scores, task)[0]).iter_rows(named=True):
+            n += 1
+            if _is_gap(row):
+                found.append(f"{task}, {row['group']} {row['level']}: {signed(row['difference'])}")
+    if not n:
+        return None
+    more = f"; {len(found) - 6} more in subgroups.csv" if len(found) > 6 else ""
+    shown_gaps = f": {'; '.join(found[:6])}{more}" if found else ""
+    said = f"Of {n} gaps in AUROC between a level and all others of its group, {len(found)} have an interval that"
+    return f"{said} excludes 0{shown_gaps}"
+
+
+def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:
+    """One row per task with repeated labels and shown head: `task`, `name`, the AUROC rows `new` and `repeated`."""
+    shown = subgroups.filter(group=HISTORY, score="auroc")
+    rows = []
+    for task in judged_tasks(scores, shown):
+        for who in shown_of(scores, task):
+            found = {row["level"]: row for row in _of(shown, task, who).iter_rows(named=True)}
+            if found.keys() >= {NEW_ONSET, REPEATED}:
+                rows.append({"task": task, "name": _name(who), "new": found[NEW_ONSET], "repeated": found[REPEATED]})
+    return rows
+
+
+def score_by_k(few_shot: pl.DataFrame, scores: pl.DataFrame, score: str = "auroc") -> Figure:
+    """`score` against the number of labels per class, means over draws with intervals; at the right, all labels."""
+    rows = few_shot.filter(score=score)
+    tasks = rows["task"].unique(maintain_order=True).to_list()
+    figure, panels, grid = panel_grid(len(tasks), 4, 2.75, sharey=True)
+    for axes, task in zip(panels, tasks, strict=True):
+        own = rows.filter(task=task).with_columns(pl.col("k").cast(pl.Int64))
+        ks = sorted(own["k"].unique().to_list())
+        end = 2 * ks[-1]
+        for who in own.select("model", "head").unique(maintain_order=True).rows():
+            of_who = own.filter(model=who[0], head=who[1]).sort("k")
+            style = _style(who) | {"markersize": 3.5}
+            axes.errorbar(of_who["k"], of_who["value"], yerr=bar_lengths(of_who), capsize=2, label=_name(who), **style)
+            whole = scores.filter(task=task, model=who[0], head=who[1], score=score)
+            axes.plot([end] * whole.height, whole["value"], **style | {"linestyle": "none"})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([*ks, end], [*(str(k) for k in ks), "all"])
+        axes.minorticks_off()
+        axes.axhline(0.5, color="#cccccc", linewidth=0.8)
+        n = own.row(0, named=True)
+        _titled(axes, task, [f"n = {count(n['n'])}, positive {count(n['n_positive'])}"])
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel("labels per class")
+    for line in grid:
+        line[0].set_ylabel(score.upper())
+    if tasks:
+        shared_legend(figure, panels[0])
+    return figure
+
+
+def win_rows(wins: pl.DataFrame, score: str = "auroc") -> list[dict[str, Any]]:
+    """Of each model and head, the rate of wins against any other, best first: wins.csv rows with a `name`."""
+    own = wins.filter(score=score, reference="any other").sort("value", descending=True)
+    return [row | {"name": _name((row["model"], row["head"]))} for row in own.iter_rows(named=True)]

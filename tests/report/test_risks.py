@@ -1,0 +1,224 @@
+"""What the report says and draws of risks, on planted tables: who is shown, what is sure, what is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from matplotlib import pyplot as plt
+from planted import COUNTED, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
+
+from ehrctx.report.page import read_tables
+from ehrctx.report.risks import (
+    benefit_sentence,
+    calibration_rows,
+    calibration_sentence,
+    decision_curves,
+    judged_tasks,
+    onset_rows,
+    reliability_curves,
+    score_by_k,
+    shown_of,
+    subgroup_scores,
+    subgroup_sentence,
+    win_rows,
+)
+
+BEST, COUNTS = ("mamba-tiny-64", "logistic_regression"), ("counts", "lightgbm")
+FEW = COUNTED | {"n_positive_subjects": "12"}
+
+
+@pytest.fixture
+def scores() -> pl.DataFrame:
+    """Three tasks, one with few positive subjects; everywhere the same model and head on counts are the best."""
+    rows = []
+    for task in ("macro", "stay", "icu", "rare"):
+        counted = FEW if task == "rare" else COUNTED
+        rows += [
+            score(task, "gpt-tiny-64", 0.6) | counted,
+            score(task, "mamba-tiny-64", 0.8) | counted,
+            score(task, "counts/lightgbm", 0.7) | counted,
+            score(task, "counts/random_forest", 0.65) | counted,
+        ]
+    return pl.DataFrame(rows)
+
+
+def entry(task: str, who: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return {"task": task, "model": who[0], "head": who[1]} | more | COUNTED
+
+
+def reliability_of(task: str, who: tuple[str, str], recalibration: str, shift: float) -> list[dict[str, Any]]:
+    return [
+        entry(task, who, recalibration=recalibration, bin=b, predicted=b / 20, value=b / 20 + shift,
+              lower=b / 20 + shift - 0.02, upper=b / 20 + shift + 0.02)
+        for b in range(1, 11)
+    ]  # fmt: skip
+
+
+def test_the_best_model_and_the_strongest_counts_are_shown_where_positives_suffice(scores):
+    assert shown_of(scores, "stay") == [BEST, COUNTS]
+    table = pl.DataFrame({"task": ["rare", "icu", "stay"]})
+    assert judged_tasks(scores, table) == ["stay", "icu"]
+    assert judged_tasks(scores, table.clear()) == []
+
+
+def test_reliability_shows_bins_as_predicted_and_recalibrated(scores):
+    rows = [
+        row for who, recalibration, shift in ((BEST, "none", 0.1), (BEST, "tuning", 0.0), (COUNTS, "none", -0.02))
+        for row in reliability_of("stay", who, recalibration, shift)
+    ]  # fmt: skip
+    hidden = rows[0] | {"value": None, "lower": None, "upper": None}  # a bin with too few positive labels
+    figure = reliability_curves(pl.DataFrame([hidden, *rows[1:]]), scores)
+    (axes,) = [a for a in figure.axes if a.axison]
+    drawn = {(len(line.get_xdata()), line.get_markerfacecolor()) for line in axes.lines}
+    assert (9, "#D55E00") in drawn
+    assert (10, "white") in drawn, "recalibrated, hollow"
+    assert not overlapping(visible_texts(figure))
+    plt.close(figure)
+
+
+def test_the_calibration_sentence_counts_what_is_sure(scores):
+    def slope(task: str, recalibration: str, lower: float | None, upper: float | None) -> dict[str, Any]:
+        limits = {"value": 1.0, "lower": lower, "upper": upper}
+        return entry(task, BEST, recalibration=recalibration, measure="slope", **limits)
+
+    table = pl.DataFrame(
+        [
+            slope("stay", "none", 0.3, 0.7), slope("stay", "tuning", 0.8, 1.2), slope("icu", "none", 1.1, 1.6),
+            slope("icu", "tuning", None, None), slope("rare", "none", 0.1, 0.2),
+        ]
+    )  # fmt: skip
+    assert calibration_sentence(table, scores) == (
+        "as predicted, the best model's risks are surely too extreme (slope under 1) in 1 and too moderate (over 1) in "
+        "1 of 2 tasks; recalibrated on the tuning split, the best model's risks are surely too extreme (slope under 1) "
+        "in 0 and too moderate (over 1) in 0 of 1 tasks"
+    )
+    rows = calibration_rows(table, scores)
+    assert [(row["task"], row["recalibration"]) for row in rows] == [
+        ("stay", "none"), ("stay", "tuning"), ("icu", "none"), ("icu", "tuning"),
+    ]  # fmt: skip
+    assert calibration_sentence(table.clear(), scores) is None
+
+
+def benefits(task: str, who: tuple[str, str], recalibration: str, gains: dict[float, float]) -> list[dict[str, Any]]:
+    return [
+        entry(task, who, recalibration=recalibration, threshold=t, value=0.1 - t / 10, lower=0.05 - t / 10,
+              upper=0.15 - t / 10, gain=g, gain_lower=g, gain_upper=g + 0.01, n_flagged_subjects="100")
+        for t, g in gains.items()
+    ]  # fmt: skip
+
+
+def test_benefit_is_told_of_recalibrated_risks_and_where_it_is_sure(scores):
+    table = pl.DataFrame(
+        [
+            *benefits("stay", BEST, "none", {0.1: 0.1, 0.2: 0.1}),
+            *benefits("stay", BEST, "tuning", {0.1: -0.1, 0.2: 0.1, 0.3: 0.1}),
+            *benefits("icu", BEST, "none", {0.1: -0.1, 0.2: -0.1}),
+            *benefits("stay", ("treat all", ""), "none", {0.1: 0.0, 0.2: 0.0}),
+            *benefits("icu", ("treat all", ""), "none", {0.1: 0.0, 0.2: 0.0}),
+        ]
+    )
+    assert benefit_sentence(table, scores) == (
+        "the best model gains over treating all or none in stay (risks of 0.2 to 0.3); no gain can be told in icu"
+    )
+    figure = decision_curves(table, scores)
+    stay = next(a for a in figure.axes if a.get_title(loc="left") == "stay")
+    (curve,) = [line for line in stay.lines if line.get_color() == "#D55E00"]
+    assert list(curve.get_xdata()) == [0.1, 0.2, 0.3]
+    assert not overlapping(visible_texts(figure))
+    plt.close(figure)
+
+
+def level(task: str, group: str, name: str, value: float | None, gap: tuple[float, float] | None, **more: Any) -> dict:
+    limits = (None, None, None) if gap is None else ((gap[0] + gap[1]) / 2, *gap)
+    own = {
+        "value": value,
+        "lower": None if value is None else value - 0.1,
+        "upper": None if value is None else value + 0.1,
+    }
+    differences = dict(zip(("difference", "difference_lower", "difference_upper"), limits, strict=True))
+    return entry(task, BEST, group=group, level=name, score="auroc", **own, **differences) | more
+
+
+def test_gaps_between_groups_are_counted_and_suppressed_levels_are_left_out(scores):
+    table = pl.DataFrame(
+        [
+            level("stay", "sex", "female", 0.7, (-0.2, -0.1)),
+            level("stay", "sex", "male", 0.85, (0.1, 0.2)),
+            level("stay", "age", "80+", None, None, n_subjects="<10"),
+            level("stay", "age", "18-44", 0.8, (-0.1, 0.1)),
+            level("rare", "sex", "male", 0.8, (0.1, 0.2)),
+            level("stay", "history", "repeated", 0.9, (0.1, 0.2)),
+        ],
+        infer_schema_length=None,
+    )
+    assert subgroup_sentence(table, scores) == (
+        "Of 3 gaps in AUROC between a level and all others of its group, 2 have an interval that excludes 0: stay, sex "
+        "female: −0.150; stay, sex male: +0.150"
+    )
+    figure = subgroup_scores(table, scores)
+    (axes,) = [a for a in figure.axes if a.axison]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["age 18-44", "age 80+", "sex female", "sex male"]
+    (dots,) = [c for c in axes.collections if len(c.get_offsets()) == 3]
+    assert sorted(x for x, _ in dots.get_offsets()) == pytest.approx([0.7, 0.8, 0.85])
+    texts = visible_texts(figure)
+    assert not overlapping(texts)
+    assert not cut_off(figure, texts)
+    plt.close(figure)
+
+
+def test_new_onsets_stand_beside_repeats_where_there_are_both(scores):
+    table = pl.DataFrame(
+        [
+            level("stay", "history", "new onset", 0.6, (-0.4, -0.2)),
+            level("stay", "history", "repeated", 0.9, (0.2, 0.4)),
+            level("icu", "history", "new onset", 0.6, None),
+        ],
+        infer_schema_length=None,
+    )
+    (row,) = onset_rows(table, scores)
+    assert (row["task"], row["name"], row["new"]["value"], row["repeated"]["value"]) == ("stay", BEST[0], 0.6, 0.9)
+
+
+def test_few_shot_scores_climb_to_all_labels(scores):
+    table = pl.DataFrame(
+        [
+            entry("stay", who, k=k, score="auroc", value=v, lower=v - 0.1, upper=v + 0.1, deviation=0.02, n_draws=5)
+            for who, values in ((BEST, (0.5, 0.6, 0.7)), (COUNTS, (0.5, 0.55, 0.6)))
+            for k, v in zip(("2", "8", "32"), values, strict=True)
+        ]
+    )
+    figure = score_by_k(table, scores)
+    (axes,) = [a for a in figure.axes if a.axison]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "8", "32", "all"]
+    ends = sorted(line.get_ydata()[0] for line in axes.lines if list(line.get_xdata()) == [64])
+    assert ends == [0.7, 0.8]
+    assert not overlapping(visible_texts(figure))
+    plt.close(figure)
+
+
+def test_wins_are_those_against_any_other_best_first():
+    rows = [
+        {"model": m, "head": "logistic_regression", "reference": r, "reference_head": "", "score": s, "value": v}
+        | {"lower": v - 0.1, "upper": v + 0.1, "n_tasks": 4}
+        for m, r, s, v in (
+            ("a-1", "any other", "auroc", 0.2), ("b-1", "any other", "auroc", 0.8), ("b-1", "a-1", "auroc", 0.9),
+            ("b-1", "any other", "brier", 0.1),
+        )
+    ]  # fmt: skip
+    assert [(row["name"], row["value"]) for row in win_rows(pl.DataFrame(rows))] == [("b-1", 0.8), ("a-1", 0.2)]
+
+
+def test_a_mean_over_the_same_tasks_is_said_once_and_few_shot_rows_are_no_scores(tmp_path):
+    tables = study_tables(grid(["gpt"], [64]), ["macro", "macro_many_positives", "stay", "icu"])
+    shot = tables["scores"].head(1).with_columns(k=pl.lit("8"))
+    tables["scores"] = pl.concat([tables["scores"], shot])
+    write_study(tmp_path / "same", tables)
+    read = read_tables(tmp_path / "same" / "report")
+    assert set(read["scores"]["task"]) == {"macro", "stay", "icu"} == set(read["differences"]["task"])
+    assert set(read["scores"]["k"]) == {"all"}
+    is_many = pl.col("task") == "macro_many_positives"
+    other = tables | {"scores": tables["scores"].with_columns(n=pl.when(is_many).then(pl.lit("300")).otherwise("n"))}
+    write_study(tmp_path / "other", other)
+    assert "macro_many_positives" in set(read_tables(tmp_path / "other" / "report")["scores"]["task"])
