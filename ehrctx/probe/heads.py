@@ -135,7 +135,9 @@ def fit_head(
     scaler = MaxAbsScaler().fit(train) if head == LINEAR else None
     if scaler is not None:  # once for all candidates
         present = np.flatnonzero(scaler.max_abs_)
-        train = scaler.transform(train)[:, present]
+        train = scaler.transform(train)
+        if len(present) < train.shape[1]:
+            train = train[:, present]
     best: FittedHead | None = None
     for chosen in candidates(head, settings) if both else [middle]:
         classifier = BUILDERS[head](settings, **chosen)

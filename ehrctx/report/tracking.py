@@ -91,8 +91,7 @@ def training_logger(
 
 
 def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
-    """Adds held-out scores of heads fitted on all labels to each model's run, as `<score>/<task>` with `…/lower` and
-    `…/upper`.
+    """Adds held-out scores to each model's run, as `<score>/<task>` with `…/lower` and `…/upper`.
 
     Each head of the count baseline has a run of its own, `counts (lightgbm)`.
     """
@@ -100,7 +99,7 @@ def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
     initialise(store, experiment)
     scores = scores.filter(k="all")
     now = int(time.time() * 1000)
-    for (model, head), rows in scores.filter(pl.col("k") == "all").group_by(["model", "head"], maintain_order=True):
+    for (model, head), rows in scores.group_by(["model", "head"], maintain_order=True):
         name = f"{model} ({head})" if model == BASELINE else str(model)
         run = _find_run(client, experiment, name)
         run_id = run.info.run_id if run else run_of(store, experiment, name, "baseline")
