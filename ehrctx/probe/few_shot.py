@@ -107,14 +107,17 @@ def draw_shots(task: str, labels: Mapping[str, pl.DataFrame], choices: FewShot) 
         .with_columns(row=pl.int_range(pl.len()), occurrence=pl.int_range(pl.len()).over(key))
         for split in SPLITS
     }
-    classes = {s: [frame.filter(pl.col("y") == y) for y in (False, True)] for s, frame in numbered.items()}
+    classes = {s: {y: frame.filter(pl.col("y") == y) for y in (False, True)} for s, frame in numbered.items()}
     shots, fewest = [], {}
     for replicate in range(choices.replicates):
-        draw = f"{choices.seed}/{task}/{replicate}"
-        orders = {s: [_order(own, draw, choices.draw == "subjects") for own in classes[s]] for s in SPLITS}
-        fewest = {s: min(map(len, orders[s])) for s in SPLITS}
+        # a key for each class: a subject that comes early among the positive labels need not among the negative ones
+        draws = {y: f"{choices.seed}/{task}/{replicate}/{y}" for y in (False, True)}
+        orders = {
+            s: {y: _order(own, draws[y], choices.draw == "subjects") for y, own in classes[s].items()} for s in SPLITS
+        }
+        fewest = {s: min(map(len, orders[s].values())) for s in SPLITS}
         for k in choices.k:
-            rows = {s: np.concatenate([_filled(order, k, draw) for order in orders[s]]) for s in SPLITS}
+            rows = {s: np.concatenate([_filled(order, k, draws[y]) for y, order in orders[s].items()]) for s in SPLITS}
             shots.append(Shot(str(k), replicate, rows["train"], rows["tuning"]))
     return shots, {f"{choices.draw}_of_the_rarer_class": fewest}
 

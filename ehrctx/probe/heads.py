@@ -2,7 +2,7 @@
 
 A head is fitted on the train split alone; the tuning split's AUROC chooses among the candidates of its grid; held-out
 rows are only predicted (context-clues, section 5). Grids, fixed settings and the order in which ties are broken are
-those of EHRSHOT's evaluation; only its random states differ, as it sets none.
+those of EHRSHOT's evaluation; random states are the study's.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def fit_head(
     scaler = MaxAbsScaler().fit(train) if head == LINEAR else None
     if scaler is not None:  # once for all candidates
         present = np.flatnonzero(scaler.max_abs_)
-        train = scaler.transform(train)
+        whole = train = scaler.transform(train)
         if len(present) < train.shape[1]:
             train = train[:, present]
     best: FittedHead | None = None
@@ -149,4 +149,9 @@ def fit_head(
         if best is None or (auroc is not None and best.tuning_auroc is not None and auroc > best.tuning_auroc):
             best = FittedHead(classifier, chosen, auroc, converged)
     assert best is not None
+    if scaler is not None and len(present) < len(scaler.max_abs_):
+        # columns of zeros change no minimum, but where L-BFGS stops: the one that is chosen is fitted as published
+        regression = BUILDERS[head](settings, **best.chosen)
+        converged = _fit(regression, whole, y_train)
+        best = FittedHead(make_pipeline(scaler, regression), best.chosen, best.tuning_auroc, converged)
     return best
