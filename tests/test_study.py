@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ehrctx.configuration import load, settings
 from ehrctx.errors import InputError
-from ehrctx.study import ModelId, Pretraining, Study
+from ehrctx.study import ModelId, Pretraining, Probe, Study
 
 MINIMAL = {"name": "demo", "simulate": {"subjects": 300}, "models": ["mamba-tiny-64"], "tasks": ["guo_los"]}
 
@@ -177,6 +177,17 @@ def test_wrong_value_is_refused_in_one_sentence_that_names_its_key(refused, chan
 
 def test_a_baseline_given_twice_is_refused(refused):
     assert "lightgbm" in refused(probe={"baselines": ["lightgbm", "lightgbm"]})
+
+
+def test_few_shot_learning_is_asked_for_and_then_the_study_s(refused):
+    assert Probe().few_shot is None
+    asked = Probe.model_validate({"few_shot": {}}).few_shot
+    assert (asked.k, asked.replicates, asked.draw) == ((1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128), 5, "labels")
+    assert asked.baselines == ("logistic_regression",)
+    assert Probe.model_validate({"few_shot": {"baselines": []}}).few_shot.baselines == ()
+    assert "names 8 twice" in refused(probe={"few_shot": {"k": [4, 8, 8]}})
+    assert "`shots` are draws already" in refused(probe={"few_shot": {"shots": "folder", "draw": "subjects"}})
+    assert "did you mean 'replicates'?" in refused(probe={"few_shot": {"replicate": 3}})
 
 
 @pytest.mark.parametrize(
