@@ -69,6 +69,7 @@ def test_data_may_take_the_place_of_simulate(tmp_path):
         ({"labels": {"max_time_per_subject": 2}}, "`labels.max_time_per_subject`", "'max_times_per_subject'"),
         ({"privacy": {"min_count": 2}}, "`privacy.min_count`", "'minimum_count'"),
         ({"labels": {"gven": "folder"}}, "`labels.gven`", "'given'"),
+        ({"embedding": {"pool": "mean"}}, "`embedding.pool`", "'pooling'"),
         ({"probe": {"baseline": ["lightgbm"]}}, "`probe.baseline`", "'baselines'"),
         ({"probe": {"forest": {"tree": [10]}}}, "`probe.forest.tree`", "'trees'"),
         ({"probe": {"boosting": {"leafs": [10]}}}, "`probe.boosting.leafs`", "'leaves'"),
@@ -121,6 +122,7 @@ def test_new_keys_are_read_and_have_the_published_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "key", "words"),
     [
+        ({"embedding": {"windows": "girds"}}, "`embedding.windows`", "'grid'"),
         ({"probe": {"baselines": ["lightgb"]}}, "`probe.baselines.0`", "'lightgbm'"),
         ({"probe": {"baselines": []}}, "`probe.baselines`", "at least 1 item"),
         ({"probe": {"forest": {"trees": [0]}}}, "`probe.forest.trees.0`", "greater than or equal to 1"),

@@ -223,6 +223,7 @@ NEW_TABLES = {"report", "notebook", "all"}
     ("key", "rules"),
     [
         ("statistics={replicates: 200}", {"score", "robustness"} | NEW_TABLES),
+        ("embedding={pooling: mean, windows: grid}", {"embed", "probe", "score", "robustness"} | NEW_TABLES),
         ("probe={max_iterations: 500}", {"probe", "probe_counts", "score", "robustness"} | NEW_TABLES),
         ("perplexity={stride: 8}", {"perplexity", "robustness"} | NEW_TABLES),
         ("perplexity={minimum_tokens: 5}", {"robustness"} | NEW_TABLES),
