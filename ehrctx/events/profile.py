@@ -39,7 +39,7 @@ class DatasetProfile(Config):
     @field_validator("groups")
     @classmethod
     def _own_names(cls, groups: dict[str, Any]) -> dict[str, Any]:
-        if taken := groups.keys() & {"age", "history", "subject_id", "prediction_time"}:
+        if taken := groups.keys() & {"age", "history", "repeated", "subject_id", "prediction_time"}:
             raise ValueError(f"{min(taken)!r} is a name that results have already; choose another")
         return groups
 

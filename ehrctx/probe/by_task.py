@@ -71,7 +71,9 @@ def by_task(predictions: Sequence[pl.LazyFrame], split: str = EVALUATED) -> Iter
             labels = own if labels is None else labels
             if not own.equals(labels):
                 raise InputError(f"the models predicted different labels of {task!r}. Run the probes again.")
-            p[Entry(*key)] = ordered["p"].to_numpy()
+            p[Entry(*key)] = predicted = ordered["p"].to_numpy()
+            if not ((predicted >= 0) & (predicted <= 1)).all():
+                raise InputError(f"{key[0]} predicted what is no probability for {task!r}. Run its probe again.")
         assert labels is not None
         y, subject_ids, times = (labels[c].to_numpy() for c in ("y", "subject_id", "prediction_time"))
         yield TaskPredictions(task, y, subject_ids, times, p)

@@ -22,6 +22,7 @@ from ehrctx.probe.suppression import COUNTS
 
 BINS = 10
 CLIP = 1e-6  # trees predict 0 and 1, whose logits are infinite
+SPREAD = 1e-4  # a head that hardly learned (C of 1e-8) predicts one risk for all: no line goes through one point
 MEASURES = ("slope", "intercept", "ece", "brier")
 AS_PREDICTED, RECALIBRATED = "none", "tuning"
 
@@ -47,13 +48,15 @@ class Line(NamedTuple):
 def fit_line(y: np.ndarray, x: np.ndarray) -> Line | None:
     """The maximum-likelihood line of labels y bool[n] on log odds x float64[n], by Newton's method.
 
-    None where there is none: one class, one value of x, or classes that some threshold parts.
+    None where there is none: one class, x within SPREAD, or classes that some threshold parts.
     """
     positive, negative = x[y], x[~y]
-    if not len(positive) or not len(negative) or np.ptp(x) == 0:
+    if not len(positive) or not len(negative) or np.ptp(x) < SPREAD:
         return None
     if positive.min() >= negative.max() or positive.max() <= negative.min():
         return None
+    centre, spread = x.mean(), x.std()
+    x = (x - centre) / spread  # or predictions that hardly differ would make the equations singular
     theta = np.array([logit(y.mean()), 0.0])
     for _ in range(100):
         step = np.linalg.solve(*_information_and_score(y, x, theta))
@@ -63,7 +66,8 @@ def fit_line(y: np.ndarray, x: np.ndarray) -> Line | None:
         theta += step
         if np.abs(step).max() < 1e-10:
             break
-    return Line(*theta.tolist())
+    intercept, slope = theta.tolist()
+    return Line(intercept - slope * centre / spread, slope / spread)
 
 
 def _log_likelihood(y: np.ndarray, x: np.ndarray, theta: np.ndarray) -> float:

@@ -18,14 +18,15 @@ AGE = "age"
 AGE_BANDS = {18: "0-17", 45: "18-44", 65: "45-64", 80: "65-79"}  # under so many years -> band
 OLDEST = "80+"
 UNKNOWN = "unknown"
-DAYS_PER_YEAR = 365.25
 _KEY = ["subject_id", "prediction_time"]
 
 
 def _age_band(birth: pl.Expr, at: pl.Expr) -> pl.Expr:
-    years = (at - birth).dt.total_days() / DAYS_PER_YEAR
-    bands = [pl.when(years < under).then(pl.lit(name)) for under, name in ((0, UNKNOWN), *AGE_BANDS.items())]
-    return pl.coalesce(*bands, pl.when(years.is_not_null()).then(pl.lit(OLDEST)), pl.lit(UNKNOWN))
+    bands = [
+        pl.when(at < birth.dt.offset_by(f"{under}y")).then(pl.lit(name))
+        for under, name in ((0, UNKNOWN), *AGE_BANDS.items())
+    ]
+    return pl.coalesce(*bands, pl.when(birth.is_not_null()).then(pl.lit(OLDEST)), pl.lit(UNKNOWN))
 
 
 def _last_level(events: pl.DataFrame, levels: dict[str, tuple[str, ...]], keys: pl.DataFrame) -> pl.Series:

@@ -132,11 +132,12 @@ def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
         "_pair": pl.when(is_mean).then(pl.lit("")).otherwise(pl.concat_str("model", "head", separator="\0")),
         "_mean": pl.when(is_mean).then(pl.col("task")).otherwise(pl.lit("")),
     }
+    is_judged = pl.col("n_positive_subjects") >= FEW_POSITIVES
     adjusted = pl.col("p").map_batches(lambda p: pl.Series(holm(p.to_numpy())), return_dtype=pl.Float64)
     return (
         differences.with_columns(**family)
         .with_columns(p_holm=adjusted.over("score", "reference", "reference_head", *family))
-        .with_columns(sure=pl.when(pl.col("p_holm").is_finite()).then(pl.col("p_holm") < 1 - level))
+        .with_columns(sure=pl.when(pl.col("p_holm").is_finite() & is_judged).then(pl.col("p_holm") < 1 - level))
         .drop(*family)
     )
 
@@ -203,7 +204,7 @@ def score_tables(tasks: Iterable[TaskPredictions], draws: Draws, statistics: Sta
     and n_positive are sums over tasks, their subjects distinct.
 
     `p` is the bootstrap's p value of a difference, `p_holm` the same for being one of many tests, `sure` whether it is
-    under 1 - level, `p_delong` the cross-check of an AUROC's `p` in closed form.
+    under 1 - level (empty where fewer than `FEW_POSITIVES` subjects have a positive label), `p_delong` the cross-check of an AUROC's `p` in closed form.
     """
     of_tasks, scored = [], []
     differences: list[dict[str, Any]] = []

@@ -48,7 +48,7 @@ def cells(counts: Counts, privacy: Privacy) -> Cells:
         whole = counts.get(_WHOLE.get(name, ""), count)
         if 0 < count < least:
             found[name] = f"<{least}"
-        elif 0 < whole - count < least:
+        elif count and 0 < whole - count < least:
             found[name] = f">={max(least, whole - least + 1)}"
         else:
             found[name] = str(count)

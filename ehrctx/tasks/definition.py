@@ -16,6 +16,7 @@ from ehrctx.tasks.label_files import SUFFIXES, WHOLE
 DEFINITIONS = Path(__file__).parent / "definitions"
 MACRO = "macro"  # what stands for a task's name in rows of the mean over tasks
 MACRO_MANY_POSITIVES = "macro_many_positives"  # and of the mean over those that rest on many positive subjects
+DEFINITION_SUFFIXES = (".yaml", ".yml")
 Concepts = dict[str, tuple[str, ...]]
 Censored = Literal["negative", "left_out"]
 CENSORED = "a horizon that outlasts the follow-up: no label, or judged by what was seen of it"
@@ -227,7 +228,7 @@ def with_censored(definition: Task, censored: Literal["published"] | Censored) -
 def _given_at(place: Path) -> Given:
     """The task that a label file or a folder of labels stands for: its name is theirs."""
     own = place.parent if place.name in WHOLE else place
-    name = own.stem if own.suffix in SUFFIXES else own.name
+    name = own.stem if own.suffix.lower() in SUFFIXES else own.name
     if not place.exists():
         raise InputError(f"no such label file: {place}.")
     if not re.fullmatch(NAME, name):
@@ -244,8 +245,12 @@ def load_definition(name_or_path: str) -> Task:
     if name_or_path == "chexpert":
         raise InputError(CHEXPERT)
     place = Path(name_or_path)
-    if place.suffix in SUFFIXES or ("/" in name_or_path and place.is_dir()):
+    if place.suffix.lower() in SUFFIXES or ("/" in name_or_path and place.is_dir()):
         return _given_at(place)
+    if place.is_file() and place.suffix.lower() not in DEFINITION_SUFFIXES:  # never read as YAML: errors quote it
+        raise InputError(
+            f"{place}: a definition is a .yaml file, and labels are {' or '.join(SUFFIXES)}. Rename the file, or convert it."
+        )
     path = find(name_or_path, DEFINITIONS, "task")
     values = read_yaml(path)
     family = values.get("family") if isinstance(values, Mapping) else "stay"  # `validate` says what is wrong

@@ -58,6 +58,11 @@ def read_given(file: Path) -> pl.DataFrame:
         if column in labels.columns and not accepts(labels.schema[column]):
             called = names.get(column, column)
             raise InputError(f"{file}: the column {called!r} is {labels.schema[column]}, expected {expected}. Cast it.")
+    if labels.schema["prediction_time"].time_zone is not None:  # type: ignore[union-attr]
+        raise InputError(
+            f"{file}: prediction_time has a time zone, and the events have none. Convert it to the data set's local time, "
+            f"and drop the zone."
+        )
     if "integer_value" in labels.columns:
         grade = labels["integer_value"]
         whole = grade.cast(pl.Int64, strict=False)
@@ -67,7 +72,7 @@ def read_given(file: Path) -> pl.DataFrame:
     values = {"boolean_value": pl.col("boolean_value"), "integer_value": pl.col("integer_value") > 0}
     found = labels.select(
         "subject_id",
-        pl.col("prediction_time").dt.replace_time_zone(None),
+        "prediction_time",
         boolean_value=pl.coalesce(values[column] for column in stated),
         integer_value=pl.col("integer_value") if "integer_value" in stated else pl.lit(None),
     )

@@ -128,8 +128,8 @@ def test_a_draw_is_the_same_on_every_machine_and_with_every_library():
     (shot,), _ = draw_shots("new_lupus", labels, FewShot(k=(3,), replicates=1, seed=4))
 
     def place(row):
-        subject, time, _ = labels["train"].row(row)
-        state = int.from_bytes(hashlib.sha256(b"4/new_lupus/0").digest()[:8], "big")
+        subject, time, label = labels["train"].row(row)
+        state = int.from_bytes(hashlib.sha256(f"4/new_lupus/0/{label}".encode()).digest()[:8], "big")
         microseconds = (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
         for number in (subject, microseconds, 0):
             state = mixed_by_hand(state ^ number)
