@@ -24,8 +24,8 @@ TASKS = ("guo_los", "lab_hyponatremia", "new_acutemi", "new_celiac")
 NOTEBOOKS = ("overview", "copy_forwarding", "irregular_intervals", "disease_progression")
 TABLES = {
     "scores": "task,model,head,k,replicate,score,value,lower,upper,n,n_positive,n_subjects,n_positive_subjects",
-    "differences": "task,model,head,k,replicate,reference,reference_head,score,value,lower,upper,n,n_positive,"
-    "n_subjects,n_positive_subjects",
+    "differences": "task,model,head,k,replicate,reference,reference_head,score,value,lower,upper,p,p_holm,"
+    "p_delong,sure,n,n_positive,n_subjects,n_positive_subjects",
     "few_shot": "task,model,head,k,score,value,lower,upper,deviation,n_draws,n,n_positive,n_subjects,"
     "n_positive_subjects",
     "labels": "task,split,n,n_positive,n_subjects,n_positive_subjects,note,left_out",
@@ -257,7 +257,7 @@ def test_a_key_given_twice_stops_before_any_job(repository, tmp_path):
     assert not (folder / "results").exists()
 
 
-STAGES = {"check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe_counts", "properties"}
+STAGES = {"check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe_counts", "groups", "properties"}
 STAGES |= {"perplexity", "robustness", "score", "report", "notebook", "tracking_store", "all"}
 
 

@@ -3,6 +3,7 @@ an OMOP vocabulary as Athena (https://athena.ohdsi.org) hands it out."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -141,6 +142,10 @@ def athena_codes(folder: Path, concepts: Collection[str]) -> pl.DataFrame:
         raise InputError(
             f"{files[CONCEPT]}: none of the tasks' concepts is there. Download the vocabularies {', '.join(systems)}."
         )
+    missing = sorted(set(concepts) - set(roots["root_code"]))
+    if missing:
+        said = f"warning: {files[CONCEPT]} has not {', '.join(missing)}: nothing below these is found."
+        print(f"{said} Download their vocabularies.", file=sys.stderr, flush=True)
     below = _below(files, roots["concept_id"])
     if RELATIONSHIP in files:
         maps = _of(_related(files[RELATIONSHIP], "Maps to"), "concept_id_2", below["concept_id"])

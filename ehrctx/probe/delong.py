@@ -21,12 +21,14 @@ def _placements(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def delong(y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROC of each of m models, float64[m], and their covariance, float64[m, m].
 
-    y bool[n] of both classes, p float64[m, n], subject_ids int64[n]: labels of a subject may depend on each other. NaN
-    where all positives, or all negatives, are one subject's.
+    y bool[n], p float64[m, n], subject_ids int64[n]: labels of a subject may depend on each other. NaN
+    where all positives, or all negatives, are one subject's, or there are none.
     """
     _, subject = np.unique(subject_ids, return_inverse=True)
     n_subjects, n_positive, n_negative = subject.max() + 1, int(y.sum()), int((~y).sum())
     of_positives, of_negatives = (np.bincount(subject[c], minlength=n_subjects) for c in (y, ~y))
+    if not n_positive or not n_negative:
+        return np.full(len(p), np.nan), np.full((len(p), len(p)), np.nan)
     auroc = np.empty(len(p))
     under, over = np.empty((len(p), n_subjects)), np.empty((len(p), n_subjects))
     for m, predicted in enumerate(p):

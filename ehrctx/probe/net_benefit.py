@@ -18,11 +18,13 @@ from ehrctx.probe.statistics import Draws, interval
 from ehrctx.probe.suppression import COUNTS
 
 TREAT_ALL = "treat all"
+SMALLEST = "smallest_cell"  # of true and false positives and negatives, in labels: what `tables` hides by
 TABLE: dict[str, Any] = {
     **dict.fromkeys(("task", "model", "head", "recalibration"), pl.String),
     "threshold": pl.Float64,
     **dict.fromkeys(("value", "lower", "upper", "gain", "gain_lower", "gain_upper"), pl.Float64),
     "n_flagged_subjects": pl.Int64,
+    SMALLEST: pl.Int64,
     **dict.fromkeys(COUNTS, pl.Int64),
 }
 
@@ -31,6 +33,12 @@ def net_benefits(y: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> np.nda
     """What each label adds at each threshold, float64[n, thresholds]: its mean is the net benefit."""
     worth = np.where(y[:, None], 1.0, -thresholds / (1 - thresholds))
     return worth * (p[:, None] >= thresholds)
+
+
+def smallest_cell(y: np.ndarray, flagged: np.ndarray) -> int:
+    """The least of the numbers of true and false positives and negatives that are not 0."""
+    cells = np.bincount(2 * y.astype(np.int64) + flagged, minlength=4)
+    return int(cells[cells > 0].min())
 
 
 def _mean(values: np.ndarray, subject_ids: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
@@ -57,13 +65,13 @@ def net_benefit_table(
         counts, n_subjects = task.counts(), len(np.unique(task.subject_ids))
         of_all = _mean(net_benefits(task.y, np.ones(len(task.y)), at), task.subject_ids, draws)
         default = tuple(np.where(of_all[0] > 0, benefit, 0.0) for benefit in of_all)
-        curves = [(TREAT_ALL, "", "none", of_all, np.full(len(at), n_subjects))]
+        curves = [(TREAT_ALL, "", "none", of_all, np.full(len(at), n_subjects), np.ones(len(task.y)))]
         for entry in task.on_all_labels().p:
             for recalibration, p in variants(task, tuning, entry).items():
                 flagged = np.array([len(np.unique(task.subject_ids[p >= t])) for t in at])
                 benefit = _mean(net_benefits(task.y, p, at), task.subject_ids, draws)
-                curves.append((entry.model, entry.head, recalibration, benefit, flagged))
-        for model, head, recalibration, (point, replicates), flagged in curves:
+                curves.append((entry.model, entry.head, recalibration, benefit, flagged, p))
+        for model, head, recalibration, (point, replicates), flagged, p in curves:
             for i, threshold in enumerate(thresholds):
                 lower, upper = interval(replicates[:, i], level)
                 gain_lower, gain_upper = interval(replicates[:, i] - default[1][:, i], level)
@@ -71,7 +79,7 @@ def net_benefit_table(
                     {"task": task.task, "model": model, "head": head, "recalibration": recalibration}
                     | {"threshold": threshold, "value": float(point[i]), "lower": lower, "upper": upper}
                     | {"gain": float(point[i] - default[0][i]), "gain_lower": gain_lower, "gain_upper": gain_upper}
-                    | {"n_flagged_subjects": int(flagged[i])}
+                    | {"n_flagged_subjects": int(flagged[i]), SMALLEST: smallest_cell(task.y, p >= threshold)}
                     | counts
                 )
     return pl.DataFrame(rows, schema=TABLE)

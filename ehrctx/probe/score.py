@@ -144,12 +144,13 @@ def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
 
 def _wins(scored: list[Scored], level: float) -> list[dict[str, Any]]:
     """In which share of tasks each entry's score is better than another's (a tie counts half), over the tasks that both
-    predicted; and the mean of that over all others."""
+    predicted; and the mean of that over all other models, of which the heads of one count as one."""
     entries = list(dict.fromkeys(entry for of_task in scored for entry in of_task.found if entry.k == "all"))
     sign = np.array([-1.0 if name in LESS_IS_BETTER else 1.0 for name in SCORES])
     rows: list[dict[str, Any]] = []
     for a in entries:
-        against: list[tuple[np.ndarray, np.ndarray, int]] = []
+        against: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        n_shared = []
         for b in (entry for entry in entries if entry != a):
             both = [of_task.found for of_task in scored if a in of_task.found and b in of_task.found]
             if not both:
@@ -158,12 +159,13 @@ def _wins(scored: list[Scored], level: float) -> list[dict[str, Any]]:
                 np.mean([(np.sign(sign * (found[a][part] - found[b][part])) + 1) / 2 for found in both], axis=0)
                 for part in (0, 1)
             )
-            against.append((point, replicates, len(both)))
+            against.setdefault(b.model, []).append((point, replicates))
+            n_shared.append(len(both))
             rows += _win_rows(a, b.model, b.head, point, replicates, len(both), level)
-        if against:
-            points, of_replicates, n_tasks = zip(*against, strict=True)
-            mean = np.mean(points, axis=0), np.mean(of_replicates, axis=0)
-            rows += _win_rows(a, ANY, "", *mean, max(n_tasks), level)
+        others = [heads for model, heads in against.items() if model != a.model] or list(against.values())
+        if others:
+            means = [np.mean([np.mean([rate[part] for rate in heads], 0) for heads in others], 0) for part in (0, 1)]
+            rows += _win_rows(a, ANY, "", means[0], means[1], min(n_shared), level)
     return rows
 
 
@@ -204,7 +206,8 @@ def score_tables(tasks: Iterable[TaskPredictions], draws: Draws, statistics: Sta
     and n_positive are sums over tasks, their subjects distinct.
 
     `p` is the bootstrap's p value of a difference, `p_holm` the same for being one of many tests, `sure` whether it is
-    under 1 - level (empty where fewer than `FEW_POSITIVES` subjects have a positive label), `p_delong` the cross-check of an AUROC's `p` in closed form.
+    under 1 - level (empty where fewer than `FEW_POSITIVES` subjects have a positive label), `p_delong` the cross-check
+    of an AUROC's `p` in closed form.
     """
     of_tasks, scored = [], []
     differences: list[dict[str, Any]] = []

@@ -29,21 +29,23 @@ _KEY = ["subject_id", "prediction_time"]
 
 
 def _levels(task: TaskPredictions, groups: pl.DataFrame, history: pl.DataFrame) -> pl.DataFrame:
-    """A column of level names for each group, in the order of the task's labels."""
+    """A column of level names for each group, in the order of the task's labels; `history` where the task has one."""
     labels = pl.DataFrame({"subject_id": task.subject_ids, "prediction_time": task.times}).cast(
         {"prediction_time": pl.Datetime("us")}
     )
     repeated = history.filter(pl.col("task") == task.task).select(*_KEY, "repeated").unique(_KEY)
-    placed = labels.join(groups, on=_KEY, how="left", maintain_order="left").join(
-        repeated, on=_KEY, how="left", maintain_order="left"
-    )
+    placed = labels.join(groups, on=_KEY, how="left", maintain_order="left")
+    if repeated.height:
+        placed = placed.join(repeated, on=_KEY, how="left", maintain_order="left")
     for column in [c for c in placed.columns if placed[c].null_count()]:
         raise InputError(
             f"{placed[column].null_count():,} held-out labels of {task.task!r} have no {column}. "
             f"Run `ehrctx groups` again, from the labels that the probes predicted."
         )
-    level = pl.when("repeated").then(pl.lit(REPEATED)).otherwise(pl.lit(NEW_ONSET))
-    return placed.with_columns(level.alias(HISTORY)).drop(*_KEY, "repeated")
+    if repeated.height:
+        level = pl.when("repeated").then(pl.lit(REPEATED)).otherwise(pl.lit(NEW_ONSET))
+        placed = placed.with_columns(level.alias(HISTORY)).drop("repeated")
+    return placed.drop(_KEY)
 
 
 def _of_levels(

@@ -18,7 +18,7 @@ from ehrctx.probe.by_task import TaskPredictions, by_task, count_labels, evaluat
 from ehrctx.probe.calibration import calibration_tables
 from ehrctx.probe.groups import KIND as GROUPS
 from ehrctx.probe.groups import read_groups
-from ehrctx.probe.net_benefit import net_benefit_table
+from ehrctx.probe.net_benefit import SMALLEST, net_benefit_table
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.score import score_tables
@@ -115,23 +115,45 @@ def _hide_parts_of_a_total(
     return found
 
 
-def _without_values(frame: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
-    """`values` emptied where a count is hidden: a share of a known number would tell it."""
-    is_hidden = pl.any_horizontal(~pl.col(count).str.contains(r"^\d+$") for count in COUNTS)
-    return frame.with_columns(pl.when(~is_hidden).then(pl.col(values)))
+def _is_hidden(counts: Sequence[str]) -> pl.Expr:
+    return pl.any_horizontal(~pl.col(count).str.contains(r"^\d+$") for count in counts)
+
+
+def _without_values(frame: pl.DataFrame, values: Sequence[str], counts: Sequence[str] = COUNTS) -> pl.DataFrame:
+    """`values` emptied where one of `counts` is hidden: a share of a known number would tell it."""
+    return frame.with_columns(pl.when(~_is_hidden(counts)).then(pl.col(values)))
+
+
+def _without_scores_of_few(frame: pl.DataFrame, values: Sequence[str] = ("value", "lower", "upper")) -> pl.DataFrame:
+    """Scores emptied where hardly any label is positive, or negative: an AUROC is a multiple of one over their product.
+
+    A mean over tasks tells nothing of its parts' numbers.
+    """
+    is_mean = pl.col("task").is_in([MACRO, MACRO_MANY_POSITIVES])
+    return frame.with_columns(pl.when(is_mean | ~_is_hidden(("n", "n_positive"))).then(pl.col(values)))
+
+
+def _without_errors_of_hidden_bins(calibration: pl.DataFrame, reliability: pl.DataFrame) -> pl.DataFrame:
+    """The calibration error is a sum over bins, which a hidden one could be worked out from."""
+    who = ["task", "model", "head", "recalibration"]
+    hidden = reliability.filter(_is_hidden(COUNTS)).select(who).unique().with_columns(_hidden=pl.lit(True))
+    marked = calibration.join(hidden, on=who, how="left", maintain_order="left")
+    gives_away = (pl.col("measure") == "ece") & pl.col("_hidden").fill_null(False)
+    return marked.with_columns(pl.when(~gives_away).then(pl.col("value", "lower", "upper"))).drop("_hidden")
 
 
 def _hide_few_flagged(table: pl.DataFrame, privacy: Privacy) -> pl.DataFrame:
-    """Net benefits where hardly anybody is flagged, or hardly anybody is not, are left empty."""
+    """Net benefits from which few people could be counted are left empty: where hardly anybody is flagged, or is not,
+    or hardly any label is a true or a false positive or negative; and the number of the flagged with them."""
     few = pl.any_horizontal(
-        pl.col(FLAGGED).is_between(1, privacy.minimum_count - 1),
         (pl.col("n_subjects") - pl.col(FLAGGED)).is_between(1, privacy.minimum_count - 1),
+        *(pl.col(count).is_between(1, privacy.minimum_count - 1) for count in (FLAGGED, "n_positive", SMALLEST)),
     )
     values = [name for name, dtype in table.schema.items() if dtype == pl.Float64 and name != "threshold"]
     return table.with_columns(
         pl.when(~few).then(pl.col(values)),
         pl.when(few).then(pl.lit("")).otherwise(mask(pl.col(FLAGGED), privacy)).alias(FLAGGED),
-    )
+    ).drop(SMALLEST)
 
 
 def evaluate(
@@ -151,16 +173,19 @@ def evaluate(
     net_benefit = net_benefit_table(pairs, draws, statistics.thresholds, statistics.level)
     subgroups = subgroup_table(held_out, groups, history, draws, statistics.level)
     parts = partial(_hide_parts_of_a_total, privacy)
-    who = ["task", "model", "head"]
+    bins = suppress(reliability, ["task", "model", "head", "recalibration", "bin"], privacy, parts)
     found = {
-        "scores": suppress(tables.scores, ["task", "k"], privacy, _hide_parts_of_the_mean),
-        "differences": suppress(tables.differences, ["task"], privacy, _hide_parts_of_the_mean),
-        "wins": tables.wins,
-        "few_shot": suppress(tables.few_shot, ["task", "k"], privacy, _hide_parts_of_the_mean),
-        "calibration": suppress(calibration, ["task"], privacy),
-        "reliability": _without_values(
-            suppress(reliability, [*who, "recalibration", "bin"], privacy, parts), ("value", "lower", "upper")
+        "scores": _without_scores_of_few(suppress(tables.scores, ["task", "k"], privacy, _hide_parts_of_the_mean)),
+        "differences": _without_scores_of_few(
+            suppress(tables.differences, ["task"], privacy, _hide_parts_of_the_mean),
+            ("value", "lower", "upper", "p", "p_holm", "p_delong", "sure"),
         ),
+        "wins": tables.wins,
+        "few_shot": _without_scores_of_few(suppress(tables.few_shot, ["task", "k"], privacy, _hide_parts_of_the_mean)),
+        "calibration": _without_errors_of_hidden_bins(
+            _without_scores_of_few(suppress(calibration, ["task"], privacy)), bins
+        ),
+        "reliability": _without_values(bins, ("predicted", "value", "lower", "upper")),
         "net_benefit": suppress(_hide_few_flagged(net_benefit, privacy), ["task"], privacy),
         "subgroups": _without_values(suppress(subgroups, ["task", "group", "level"], privacy, parts), ESTIMATES),
     }

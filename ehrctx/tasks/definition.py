@@ -249,7 +249,7 @@ def load_definition(name_or_path: str) -> Task:
         return _given_at(place)
     if place.is_file() and place.suffix.lower() not in DEFINITION_SUFFIXES:  # never read as YAML: errors quote it
         raise InputError(
-            f"{place}: a definition is a .yaml file, and labels are {' or '.join(SUFFIXES)}. Rename the file, or convert it."
+            f"{place}: a definition is a .yaml file, and labels are {' or '.join(SUFFIXES)}. Rename or convert it."
         )
     path = find(name_or_path, DEFINITIONS, "task")
     values = read_yaml(path)

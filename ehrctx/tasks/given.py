@@ -50,7 +50,7 @@ def read_given(file: Path) -> pl.DataFrame:
     if not stated:
         instead = f" ({others[0]} is)" if others else ""
         raise InputError(
-            f"{file}: neither boolean_value nor integer_value is there{instead}. Write one of them, as MEDS prescribes."
+            f"{file}: neither boolean_value nor integer_value is there{instead}. Write one of them (in a CSV: value)."
         )
     if labels.is_empty():  # a shard of which no subject has the task; its columns may have no type
         return pl.DataFrame(schema=LABEL_SCHEMA)
@@ -58,10 +58,10 @@ def read_given(file: Path) -> pl.DataFrame:
         if column in labels.columns and not accepts(labels.schema[column]):
             called = names.get(column, column)
             raise InputError(f"{file}: the column {called!r} is {labels.schema[column]}, expected {expected}. Cast it.")
-    if labels.schema["prediction_time"].time_zone is not None:  # type: ignore[union-attr]
+    if getattr(labels.schema["prediction_time"], "time_zone", None) is not None:
         raise InputError(
-            f"{file}: prediction_time has a time zone, and the events have none. Convert it to the data set's local time, "
-            f"and drop the zone."
+            f"{file}: prediction_time has a time zone, and the events have none. Convert it to the data set's local "
+            f"time, and drop the zone."
         )
     if "integer_value" in labels.columns:
         grade = labels["integer_value"]
@@ -69,6 +69,8 @@ def read_given(file: Path) -> pl.DataFrame:
         called = names.get("integer_value", "integer_value")
         problem = f"{called} is not a whole number. Round it, leave it empty, or leave the row out."
         refuse_row(file, grade.is_not_null() & (whole.is_null() | (whole != grade)), problem)
+        problem = f"{called} is negative, which is no grade. Leave the row out where the answer is unknown."
+        refuse_row(file, (whole < 0).fill_null(False), problem)
     values = {"boolean_value": pl.col("boolean_value"), "integer_value": pl.col("integer_value") > 0}
     found = labels.select(
         "subject_id",

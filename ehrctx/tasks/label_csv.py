@@ -40,7 +40,12 @@ def _read_text(file: Path) -> pl.DataFrame:
         raise InputError(
             f"{file} is not a readable CSV file. Write it as UTF-8, with one header and as many fields in every row."
         ) from None
-    rows = rows.rename({name: name.strip() for name in rows.columns})
+    names = [name.strip() for name in rows.columns]
+    if len(set(names)) < len(names):
+        raise InputError(f"{file}: the column {max(names, key=names.count)!r} is there twice. Remove one of them.")
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+        raise InputError(f"{file}: the columns are parted by semicolons or tabs. Write it with commas.")
+    rows = rows.rename(dict(zip(rows.columns, names, strict=True)))
     rows = rows.with_columns(pl.all().str.strip_chars().replace("", None))
     filled = rows.select(pl.any_horizontal(pl.all().is_not_null())).to_series().arg_true()
     return rows.head(int(filled[-1]) + 1 if len(filled) else 0)  # without the blank lines at the end

@@ -138,10 +138,11 @@ def write_labels(
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
                 left_out[BEYOND_LIMIT] = labels.height - kept.height
             kept.write_parquet(folder / f"{definition.task}.parquet")
-            history = history_of(definition.task, labels, first_only=definition.family == "diagnosis")
-            histories.append(
-                history.join(kept, on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
-            )
+            if not isinstance(definition, Given | Femr):  # of whose outcomes nobody says when they happen
+                history = history_of(definition.task, labels, first_only=definition.family == "diagnosis")
+                histories.append(
+                    history.join(kept, on=["subject_id", "prediction_time"], how="semi", maintain_order="left")
+                )
             facts[definition.task] = {
                 "question": definition.question,
                 "labels": kept.height,

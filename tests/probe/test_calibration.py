@@ -175,3 +175,12 @@ def test_one_class_and_equal_predictions_give_no_number_but_no_error():
     assert set(same["recalibration"]) == {"none"}, "nothing to fit a line on"
     falling = recalibrate(~y, p, p)
     assert falling is None, "the ranking would turn round"
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-9, 1e-14])
+def test_predictions_that_hardly_differ_have_no_line(spread):
+    """As a head with C of 1e-8 makes them; the equations of their line are singular."""
+    y, p = risks(60, 7)
+    table, _ = table_of(task_of(y, 0.2 + spread * p), task_of(y, 0.2 + spread * p))
+    assert np.isnan(measure(table, "slope")["value"])
+    assert np.isfinite(measure(table, "intercept")["value"])

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 
 from ehrctx.probe.by_task import Entry, TaskPredictions
-from ehrctx.probe.net_benefit import TREAT_ALL, net_benefit_table
+from ehrctx.probe.net_benefit import SMALLEST, TREAT_ALL, net_benefit_table
 from ehrctx.probe.statistics import Draws, subject_draws
-from ehrctx.study import Statistics
+from ehrctx.probe.tables import _hide_few_flagged
+from ehrctx.study import Privacy, Statistics
 
 THRESHOLDS = (0.05, 0.2, 0.5)
 MODEL = Entry("a", "logistic_regression")
@@ -74,3 +75,17 @@ def test_true_risks_are_never_worse_than_the_defaults():
     table = net_benefit_table([(task, None)], draws, (0.02, 0.1, 0.3, 0.6), 0.95).filter(model="a")
     assert (table["gain_upper"] > 0).all()
     assert (table.filter(pl.col("threshold").is_in([0.1, 0.3]))["gain_lower"] > 0).all()
+
+
+def test_rows_that_would_count_few_people_are_empty(made):
+    """Of 120 labels: what is flagged, right or wrong, is told only where no part of it is small."""
+    _, table = made
+    hidden = _hide_few_flagged(table, Privacy(minimum_count=10))
+    assert SMALLEST not in hidden.columns
+    for exact, shown in zip(table.iter_rows(named=True), hidden.iter_rows(named=True), strict=True):
+        flagged = exact["n_flagged_subjects"]
+        few = exact[SMALLEST] < 10 or 0 < flagged < 10 or 0 < exact["n_subjects"] - flagged < 10
+        assert (shown["value"] is None) == few
+        assert shown["n_flagged_subjects"] == ("" if few else str(flagged))
+    assert hidden["value"].null_count() > 0
+    assert hidden["value"].count() > 0

@@ -251,9 +251,13 @@ def test_nothing_to_score_gives_empty_tables():
     assert {"task", "model", "score", "value", "lower", "upper", "n", "n_positive", "n_subjects"} <= set(table.columns)
 
 
-def test_p_values_are_adjusted_within_their_family(with_macro):
+def test_p_values_are_adjusted_within_their_family(with_macro, monkeypatch):
     """Of a task: all tasks of one pair of models. Of a mean over tasks: all models against one reference."""
-    _, differences = with_macro
+    assert with_macro[1]["sure"].null_count() == with_macro[1].height, "no verdict on few positive subjects"
+    monkeypatch.setattr("ehrctx.probe.score.FEW_POSITIVES", 1)
+    tasks = several_tasks()
+    _, differences = score_tables([f for of_task in tasks.values() for f in of_task.values()])
+    differences = differences.filter(pl.col("task") != "macro_many_positives")
     alpha = 1 - STATISTICS.level
     of_tasks = differences.filter(~pl.col("task").str.starts_with("macro"))
     for _, own in of_tasks.group_by("score", "model", "reference"):
@@ -339,3 +343,10 @@ def test_few_shot_draws_are_averaged_and_compared_with_nothing_else():
         between = np.stack([bootstrap(frame, score) for frame in drawn])
         narrow = np.quantile(between.mean(axis=0), 0.95) - np.quantile(between.mean(axis=0), 0.05)
         assert found["upper"] - found["lower"] > narrow, "the draws of labels add to what the subjects leave open"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1.5, -0.1])
+def test_what_is_no_probability_is_refused(frames, wrong):
+    broken = frames["a"].with_columns(p=pl.when(pl.col("subject_id") == 110).then(wrong).otherwise("p"))
+    with pytest.raises(InputError, match="a predicted what is no probability for 'stay'"):
+        score_tables([broken])

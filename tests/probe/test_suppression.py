@@ -148,3 +148,9 @@ def test_counts_are_replaced_in_every_row_of_a_key_and_nothing_else_changes():
     assert found.drop(COUNTS).equals(frame.drop(COUNTS))
     assert found.select(COUNTS).rows() == [("50", "20", "30", "12"), ("<10",) * 4] * 2
     assert suppress(frame.clear(), ["task"], TEN).height == 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 9, 10, 12])
+def test_nobody_among_few_is_nobody(n):
+    """A bound would be false, and the total would then give another part away."""
+    assert cells({"n": n, "n_positive": 0}, Privacy(minimum_count=10))["n_positive"] == "0"

@@ -150,7 +150,7 @@ def test_counts_under_the_minimum_are_masked_and_no_others(made, tmp_path):
 def test_settings_and_fingerprints_are_recorded(made, tmp_path):
     tables_of(made, tmp_path / "report")
     recorded = json.loads((tmp_path / "report" / "robustness.json").read_text())
-    assert recorded["statistics"] == STATISTICS.model_dump()
+    assert recorded["statistics"] == STATISTICS.model_dump(mode="json")
     assert recorded["perplexity"] == SETTINGS.model_dump()
     sources = [*made["predictions"], made["properties"], *made["losses"]]
     assert recorded["inputs"] == {f"{p.parent.name}/{p.name}": fingerprint(p) for p in sources}

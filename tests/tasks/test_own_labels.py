@@ -112,3 +112,14 @@ def test_a_folder_for_all_tasks_leaves_a_tasks_own_file_alone(cohort, repository
     labels = read_labels(tmp_path / "labels")
     assert labels["sepsis"].equals(read_given(own))
     assert labels["guo_los"].equals(read_given(common))
+
+
+@pytest.mark.parametrize("name", ["cohort.txt", "cohort.tsv", "cohort"])
+def test_a_file_that_is_no_definition_is_never_quoted(tmp_path, name):
+    """It may hold patients: a file of labels under another name."""
+    file = tmp_path / name
+    file.write_text("subject_id,prediction_time,value\n987654321,2010-01-01T00:00:00,True\n")
+    with pytest.raises(InputError) as caught:
+        load_definition(str(file))
+    assert "987654321" not in str(caught.value)
+    assert "a definition is a .yaml file, and labels are .parquet or .csv" in str(caught.value)
