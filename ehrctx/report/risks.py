@@ -62,7 +62,7 @@ def _name(who: Who) -> str:
 def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figure:
     """Predicted against observed risk by tenths of the labels, with intervals; hollow: recalibrated."""
     tasks = judged_tasks(scores, reliability)
-    figure, panels, grid = panel_grid(len(tasks), 4, 3.1, sharey=False)
+    figure, panels, grid = panel_grid(len(tasks), 4, 3.5, sharey=False)
     for axes, task in zip(panels, tasks, strict=True):
         top = 0.0
         for who in shown_of(scores, task):
@@ -82,7 +82,7 @@ def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figur
         limit = min(1.0, 1.15 * top) or 1.0
         axes.set_xlim(-0.03 * limit, limit)
         axes.set_ylim(-0.03 * limit, limit)
-        axes.set_aspect("equal")
+        axes.set_box_aspect(1)
         _titled(axes, task, [_name(who) for who in shown_of(scores, task)[:1]])
     for axes in panels[-grid.shape[1] :]:
         axes.set_xlabel("predicted risk")
@@ -217,8 +217,8 @@ def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | No
         return None
     more = f"; {len(found) - 6} more in subgroups.csv" if len(found) > 6 else ""
     shown_gaps = f": {'; '.join(found[:6])}{more}" if found else ""
-    said = f"Of {n} gaps in AUROC between a level and all others of its group, {len(found)} have an interval that"
-    return f"{said} excludes 0{shown_gaps}"
+    said = f"Of {n} gaps in AUROC between a level and all others of its group, the interval of {len(found)} excludes 0"
+    return f"{said}{shown_gaps}"
 
 
 def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ def test_gaps_between_groups_are_counted_and_suppressed_levels_are_left_out(scor
         infer_schema_length=None,
     )
     assert subgroup_sentence(table, scores) == (
-        "Of 3 gaps in AUROC between a level and all others of its group, 2 have an interval that excludes 0: stay, sex "
+        "Of 3 gaps in AUROC between a level and all others of its group, the interval of 2 excludes 0: stay, sex "
         "female: −0.150; stay, sex male: +0.150"
     )
     figure = subgroup_scores(table, scores)
