@@ -162,8 +162,8 @@ def evaluate(
     history: pl.DataFrame,
     statistics: Statistics,
     privacy: Privacy,
-) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-    """All tables that rest on predictions, by name, with small counts hidden; and the scores with exact counts."""
+) -> dict[str, pl.DataFrame]:
+    """All tables that rest on predictions, by name, without small counts and what would tell them."""
     draws = Draws.of(evaluated_subjects(predictions), statistics)
     tuning = {task.task: task.on_all_labels() for task in by_task(predictions, "tuning")}
     tables = score_tables(by_task(predictions), draws, statistics)
@@ -189,7 +189,7 @@ def evaluate(
         "net_benefit": suppress(_hide_few_flagged(net_benefit, privacy), ["task"], privacy),
         "subgroups": _without_values(suppress(subgroups, ["task", "group", "level"], privacy, parts), ESTIMATES),
     }
-    return found, tables.scores
+    return found
 
 
 def write_scores(
@@ -203,7 +203,7 @@ def write_scores(
     out: Path,
 ) -> pl.DataFrame:
     """Writes scores, differences, wins, few_shot, calibration, reliability, net_benefit, subgroups, labels, models and
-    curves (.csv) and provenance.json to `out`; returns the scores.
+    curves (.csv) and provenance.json to `out`; returns the scores that are shown.
 
     Raises InputError if the predictions or the groups were made from other labels or other splits, or a model is given
     twice.
@@ -216,7 +216,7 @@ def write_scores(
     frames = [frame.lazy() for _, frame, _ in read]
     splits = read_splits(splits_file)
     _refuse_other_splits(frames, splits, splits_file)
-    found, scores = evaluate(frames, read_groups(groups_folder), read_history(labels_folder), statistics, privacy)
+    found = evaluate(frames, read_groups(groups_folder), read_history(labels_folder), statistics, privacy)
     reasons = {task: fact.get("not_estimable") for _, _, facts in read for task, fact in facts.items()}
     left_out = {task: left_out_text(counts, privacy) for task, counts in read_left_out(labels_folder).items()}
     counted = label_table(read_labels(labels_folder), splits, reasons).with_columns(
@@ -240,4 +240,4 @@ def write_scores(
     }
     with new_file(Path(out) / "provenance.json") as partial_file:
         partial_file.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    return scores
+    return found["scores"].drop_nulls("value")

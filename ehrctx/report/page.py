@@ -83,7 +83,10 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
             verb = "robustness" if name in ("strata", "perplexity") else "score"
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
         tables[name] = pl.read_csv(file, schema_overrides=_TYPES)
-    scores = tables["scores"] = tables["scores"].filter(k="all")  # few_shot.csv has the others
+    # few_shot.csv has the others; scores of few labels are hidden
+    scores = tables["scores"] = tables["scores"].filter(k="all").drop_nulls("value")
+    tables["differences"] = tables["differences"].drop_nulls("value")
+    tables["few_shot"] = tables["few_shot"].drop_nulls("value")
     sizes = dict(scores.select("task", "n").iter_rows())
     if sizes.get(MACRO) == sizes.get(MACRO_MANY_POSITIVES):  # the same tasks: said once
         for name in ("scores", "differences"):

@@ -178,7 +178,7 @@ def calibration_sentence(calibration: pl.DataFrame, scores: pl.DataFrame) -> str
         slopes = []
         for task in judged_tasks(scores, calibration):
             own = _of(calibration, task, shown_of(scores, task)[0], recalibration=recalibration, measure="slope")
-            slopes += [row for row in own.iter_rows(named=True) if row["lower"] is not None]
+            slopes += own.with_columns(pl.col("lower").fill_nan(None)).drop_nulls("lower").to_dicts()
         if slopes:
             over, under = sum(row["upper"] < 1 for row in slopes), sum(row["lower"] > 1 for row in slopes)
             said.append(
@@ -193,7 +193,7 @@ def benefit_sentence(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> str | N
     gains, none = [], []
     for task in judged_tasks(scores, net_benefit):
         own = recalibrated_where_possible(_of(net_benefit, task, shown_of(scores, task)[0]))
-        at = own.filter(pl.col("gain_lower") > 0)["threshold"]
+        at = own.filter(pl.col("gain_lower").fill_nan(None) > 0)["threshold"]
         if len(at):
             ends = list(dict.fromkeys((min(at), max(at))))
             gains.append(f"{task} (risks of {' to '.join(f'{end:g}' for end in ends)})")

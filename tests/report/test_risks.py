@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from planted import COUNTED, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
 
-from ehrctx.report.page import read_tables
+from ehrctx.report.page import read_tables, write_report
 from ehrctx.report.risks import (
     benefit_sentence,
     calibration_rows,
@@ -222,3 +222,16 @@ def test_a_mean_over_the_same_tasks_is_said_once_and_few_shot_rows_are_no_scores
     other = tables | {"scores": tables["scores"].with_columns(n=pl.when(is_many).then(pl.lit("300")).otherwise("n"))}
     write_study(tmp_path / "other", other)
     assert "macro_many_positives" in set(read_tables(tmp_path / "other" / "report")["scores"]["task"])
+
+
+def test_hidden_scores_are_not_shown_and_break_nothing(tmp_path):
+    """As `ehrctx score` writes them where few labels are positive: counts are masked, and values empty."""
+    tables = study_tables(grid(["gpt"], [64]), ["macro", "stay", "icu"])
+    for name in ("scores", "differences"):
+        hidden = pl.when(pl.col("task") != "icu").then(pl.col("value", "lower", "upper"))
+        tables[name] = tables[name].with_columns(hidden)
+    paths = write_study(tmp_path / "study", tables)
+    assert set(read_tables(paths["folder"])["scores"]["task"]) == {"macro", "stay"}
+    study = {"name": "s", "simulate": None, "statistics": {"level": 0.95, "replicates": 100}}
+    write_report(**paths, study=study | {"privacy": {"minimum_count": 10}}, out=tmp_path / "index.html")
+    assert "the task's scores are hidden, too" in " ".join((tmp_path / "index.html").read_text().split())
