@@ -144,6 +144,15 @@ def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:
     return read_parquet(shard, dataset.name_of(shard))
 
 
+def read_valid(dataset: Dataset, shard: Path) -> pl.DataFrame:
+    """One shard's rows as they are. Raises InputError, with file and row, at the first rule of MEDS that they break."""
+    raw = read_raw(dataset, shard)
+    problems = violations_of(raw, dataset.name_of(shard))
+    if problems:
+        raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+    return raw
+
+
 def _unit(profile: DatasetProfile, columns: list[str]) -> pl.Expr:
     stated = (
         pl.col(profile.unit_column).cast(pl.String).replace("", None)
@@ -168,10 +177,7 @@ def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.Dat
 
     Raises InputError, with file and row, at the first rule of MEDS that the shard breaks.
     """
-    raw = read_raw(dataset, shard)
-    problems = violations_of(raw, dataset.name_of(shard))
-    if problems:
-        raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+    raw = read_valid(dataset, shard)
     for key in ("visit_column", "unit_column"):
         column = getattr(profile, key)
         if column and column not in raw.columns:

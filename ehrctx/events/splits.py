@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import SPLITS, SPLITS_FILE, Dataset, check_splits, read_parquet, read_raw, violations_of
+from ehrctx.events.meds import SPLITS, SPLITS_FILE, Dataset, check_splits, read_parquet, read_valid
 from ehrctx.study import HashSplits
 
 BUCKETS = 2**16
@@ -40,10 +40,7 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
     """
     ids = []
     for shard in dataset.shards:
-        raw = read_raw(dataset, shard)
-        problems = violations_of(raw, dataset.name_of(shard))
-        if problems:
-            raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+        raw = read_valid(dataset, shard)
         ids.append(raw["subject_id"].unique().to_numpy())
     present = np.unique(np.concatenate(ids))
     if splits is not None:

@@ -130,11 +130,7 @@ def _error(
     is below their mean. The lower limit is the error minus what noise may have added at most, by the triangle
     inequality: the replicates' distance from the sample.
     """
-    residuals = np.eye(BINS)[quantile_bins(p)] * (p - y)[:, None]
-    gaps = residuals.mean(axis=0)
-    sums = draws.sums(np.column_stack([residuals, np.ones(len(y))]), subject_ids)
-    with np.errstate(invalid="ignore"):
-        of_replicates = sums[:, :BINS] / sums[:, BINS:]
+    gaps, of_replicates = draws.means(np.eye(BINS)[quantile_bins(p)] * (p - y)[:, None], subject_ids)
     error = float(np.abs(gaps).sum())
     errors = np.abs(of_replicates).sum(axis=1)
     _, noise = interval(np.abs(of_replicates - gaps).sum(axis=1), level)
@@ -145,10 +141,9 @@ def _measures(
     y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, level: float
 ) -> list[dict[str, Any]]:
     """One row for each of MEASURES."""
-    squares = draws.sums(np.stack([(p - y) ** 2, np.ones(len(y))], axis=1), subject_ids)
-    with np.errstate(invalid="ignore"):
-        brier = float(((p - y) ** 2).mean()), squares[:, 0] / squares[:, 1]
-    replicated = _slope_and_intercept(y, logits(p), subject_ids, draws) | {"brier": brier}
+    brier, of_replicates = draws.means(((p - y) ** 2)[:, None], subject_ids)
+    replicated = _slope_and_intercept(y, logits(p), subject_ids, draws)
+    replicated["brier"] = float(brier[0]), of_replicates[:, 0]
     found = {name: (point, *interval(replicates, level)) for name, (point, replicates) in replicated.items()}
     found["ece"] = _error(y, p, subject_ids, draws, level)
     return [{"measure": name} | dict(zip(_ESTIMATE, found[name], strict=True)) for name in MEASURES]

@@ -119,7 +119,7 @@ def _fit(classifier: Any, features: Features, y: np.ndarray) -> bool:
     return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
 
 
-def _spread(regression: LogisticRegression, columns: np.ndarray, width: int) -> None:
+def _widen(regression: LogisticRegression, columns: np.ndarray, width: int) -> None:
     """Makes a regression that was fitted on some of `width` columns one on all: a column of zeros has the weight 0."""
     weights = np.zeros((1, width), dtype=regression.coef_.dtype)
     weights[:, columns] = regression.coef_
@@ -143,7 +143,7 @@ def fit_head(
         classifier = BUILDERS[head](settings, **chosen)
         converged = _fit(classifier, train, y_train)
         if scaler is not None:
-            _spread(classifier, present, len(scaler.max_abs_))
+            _widen(classifier, present, len(scaler.max_abs_))
             classifier = make_pipeline(scaler, classifier)
         auroc = float(roc_auc_score(y_tuning, _scores(classifier, tuning))) if both else None
         if best is None or (auroc is not None and best.tuning_auroc is not None and auroc > best.tuning_auroc):

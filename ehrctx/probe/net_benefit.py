@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.probe.by_task import TaskPredictions
-from ehrctx.probe.calibration import variants
+from ehrctx.probe.calibration import AS_PREDICTED, variants
 from ehrctx.probe.statistics import Draws, interval
 from ehrctx.probe.suppression import COUNTS
 
@@ -36,16 +36,9 @@ def net_benefits(y: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> np.nda
 
 
 def smallest_cell(y: np.ndarray, flagged: np.ndarray) -> int:
-    """The least of the numbers of true and false positives and negatives that are not 0."""
+    """The least of the numbers of true and false positives and negatives (y, flagged: bool[n]) that are not 0."""
     cells = np.bincount(2 * y.astype(np.int64) + flagged, minlength=4)
     return int(cells[cells > 0].min())
-
-
-def _mean(values: np.ndarray, subject_ids: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """Means over labels, float64[m], and those of each replicate, float64[replicates, m]."""
-    sums = draws.sums(np.column_stack([values, np.ones(len(values))]), subject_ids)
-    with np.errstate(invalid="ignore"):
-        return values.mean(axis=0), sums[:, :-1] / sums[:, -1:]
 
 
 def net_benefit_table(
@@ -62,24 +55,24 @@ def net_benefit_table(
     rows: list[dict[str, Any]] = []
     at = np.array(thresholds)
     for task, tuning in tasks:
-        counts, n_subjects = task.counts(), len(np.unique(task.subject_ids))
-        of_all = _mean(net_benefits(task.y, np.ones(len(task.y)), at), task.subject_ids, draws)
-        default = tuple(np.where(of_all[0] > 0, benefit, 0.0) for benefit in of_all)
-        curves = [(TREAT_ALL, "", "none", of_all, np.full(len(at), n_subjects), np.ones(len(task.y)))]
+        y, subject_ids, counts = task.y, task.subject_ids, task.counts()
+        everybody = np.ones(len(y))
+        of_all = draws.means(net_benefits(y, everybody, at), subject_ids)
+        default, default_replicates = (np.where(of_all[0] > 0, benefit, 0.0) for benefit in of_all)
+        curves = [(TREAT_ALL, "", AS_PREDICTED, everybody)]
         for entry in task.on_all_labels().p:
-            for recalibration, p in variants(task, tuning, entry).items():
-                flagged = np.array([len(np.unique(task.subject_ids[p >= t])) for t in at])
-                benefit = _mean(net_benefits(task.y, p, at), task.subject_ids, draws)
-                curves.append((entry.model, entry.head, recalibration, benefit, flagged, p))
-        for model, head, recalibration, (point, replicates), flagged, p in curves:
+            curves += [(entry.model, entry.head, how, p) for how, p in variants(task, tuning, entry).items()]
+        for model, head, recalibration, p in curves:
+            point, replicates = draws.means(net_benefits(y, p, at), subject_ids)
             for i, threshold in enumerate(thresholds):
+                flagged = p >= threshold
                 lower, upper = interval(replicates[:, i], level)
-                gain_lower, gain_upper = interval(replicates[:, i] - default[1][:, i], level)
+                gain_lower, gain_upper = interval(replicates[:, i] - default_replicates[:, i], level)
                 rows.append(
                     {"task": task.task, "model": model, "head": head, "recalibration": recalibration}
                     | {"threshold": threshold, "value": float(point[i]), "lower": lower, "upper": upper}
-                    | {"gain": float(point[i] - default[0][i]), "gain_lower": gain_lower, "gain_upper": gain_upper}
-                    | {"n_flagged_subjects": int(flagged[i]), SMALLEST: smallest_cell(task.y, p >= threshold)}
+                    | {"gain": float(point[i] - default[i]), "gain_lower": gain_lower, "gain_upper": gain_upper}
+                    | {"n_flagged_subjects": len(np.unique(subject_ids[flagged])), SMALLEST: smallest_cell(y, flagged)}
                     | counts
                 )
     return pl.DataFrame(rows, schema=TABLE)

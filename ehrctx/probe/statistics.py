@@ -109,6 +109,13 @@ class Draws:
         of_subjects = np.stack([np.bincount(which, column, len(self.ids)) for column in values.T], axis=1)
         return self._as_float @ of_subjects
 
+    def means(self, values: np.ndarray, subject_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means over labels of `values` float64[n, m], float64[m], and those of each replicate, float64[replicates, m]:
+        NaN where a replicate draws none of the labels."""
+        sums = self.sums(np.column_stack([values, np.ones(len(values))]), subject_ids)
+        with np.errstate(invalid="ignore"):
+            return values.mean(axis=0), sums[:, :-1] / sums[:, -1:]
+
 
 def interval(replicates: np.ndarray, level: float) -> tuple[float, float]:
     """Percentile interval over the replicates that are defined; (NaN, NaN) if fewer than half are."""

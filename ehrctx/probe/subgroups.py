@@ -37,9 +37,11 @@ def _levels(task: TaskPredictions, groups: pl.DataFrame, history: pl.DataFrame) 
     placed = labels.join(groups, on=_KEY, how="left", maintain_order="left")
     if repeated.height:
         placed = placed.join(repeated, on=_KEY, how="left", maintain_order="left")
-    for column in [c for c in placed.columns if placed[c].null_count()]:
+    lacking = {name: n for name in placed.columns if (n := placed[name].null_count())}
+    if lacking:
+        name, n = next(iter(lacking.items()))
         raise InputError(
-            f"{placed[column].null_count():,} held-out labels of {task.task!r} have no {column}. "
+            f"{n:,} held-out labels of {task.task!r} have no {name}. "
             f"Run `ehrctx groups` again, from the labels that the probes predicted."
         )
     if repeated.height:

@@ -119,9 +119,9 @@ def _is_hidden(counts: Sequence[str]) -> pl.Expr:
     return pl.any_horizontal(~pl.col(count).str.contains(r"^\d+$") for count in counts)
 
 
-def _without_values(frame: pl.DataFrame, values: Sequence[str], counts: Sequence[str] = COUNTS) -> pl.DataFrame:
-    """`values` emptied where one of `counts` is hidden: a share of a known number would tell it."""
-    return frame.with_columns(pl.when(~_is_hidden(counts)).then(pl.col(values)))
+def _without_values(frame: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
+    """`values` emptied where a count is hidden: a share of a known number would tell it."""
+    return frame.with_columns(pl.when(~_is_hidden(COUNTS)).then(pl.col(values)))
 
 
 def _without_scores_of_few(frame: pl.DataFrame, values: Sequence[str] = ("value", "lower", "upper")) -> pl.DataFrame:
@@ -165,16 +165,17 @@ def evaluate(
 ) -> dict[str, pl.DataFrame]:
     """All tables that rest on predictions, by name, without small counts and what would tell them."""
     draws = Draws.of(evaluated_subjects(predictions), statistics)
-    tuning = {task.task: task.on_all_labels() for task in by_task(predictions, "tuning")}
     tables = score_tables(by_task(predictions), draws, statistics)
-    held_out = [task.on_all_labels() for task in by_task(predictions)]
+    on_all_labels = [frame.filter(k="all") for frame in predictions]  # the few-shot ones are many times as many
+    held_out = list(by_task(on_all_labels))
+    tuning = {task.task: task for task in by_task(on_all_labels, "tuning")}
     pairs: list[tuple[TaskPredictions, TaskPredictions | None]] = [(task, tuning.get(task.task)) for task in held_out]
     calibration, reliability = calibration_tables(pairs, draws, statistics.level)
     net_benefit = net_benefit_table(pairs, draws, statistics.thresholds, statistics.level)
     subgroups = subgroup_table(held_out, groups, history, draws, statistics.level)
     parts = partial(_hide_parts_of_a_total, privacy)
     bins = suppress(reliability, ["task", "model", "head", "recalibration", "bin"], privacy, parts)
-    found = {
+    return {
         "scores": _without_scores_of_few(suppress(tables.scores, ["task", "k"], privacy, _hide_parts_of_the_mean)),
         "differences": _without_scores_of_few(
             suppress(tables.differences, ["task"], privacy, _hide_parts_of_the_mean),
@@ -189,7 +190,6 @@ def evaluate(
         "net_benefit": suppress(_hide_few_flagged(net_benefit, privacy), ["task"], privacy),
         "subgroups": _without_values(suppress(subgroups, ["task", "group", "level"], privacy, parts), ESTIMATES),
     }
-    return found
 
 
 def write_scores(
@@ -213,7 +213,7 @@ def write_scores(
     require_same_input(groups_folder, GROUPS, "labels", labels_folder)
     read = [read_predictions(folder) for folder in predictions]
     refuse_repeated([model for model, _, _ in read], "the predictions")
-    frames = [frame.lazy() for _, frame, _ in read]
+    frames = [frame for _, frame, _ in read]
     splits = read_splits(splits_file)
     _refuse_other_splits(frames, splits, splits_file)
     found = evaluate(frames, read_groups(groups_folder), read_history(labels_folder), statistics, privacy)

@@ -73,6 +73,11 @@ def task_name(task: str) -> str:
     return names.get(task, task)
 
 
+def entry_name(model: str, head: str) -> str:
+    """A model, or a head on counts, as a reader sees it."""
+    return BASELINES[head][2] if model == BASELINE else model
+
+
 def overall_task(table: pl.DataFrame) -> str:
     """The mean over tasks, or the only task where there is no mean."""
     tasks = table["task"].unique(maintain_order=True).to_list()

@@ -17,13 +17,16 @@ from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.score import ANY
 from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.suppression import COUNTS
+from ehrctx.report.few_shot import score_by_k
 from ehrctx.report.figures import (
     BASELINES,
     PROPERTY_NAMES,
     SCORE_NAMES,
     count,
+    entry_name,
     perplexity_by_position,
     perplexity_of_repeats,
     score_by_context,
@@ -40,10 +43,8 @@ from ehrctx.report.risks import (
     judged_tasks,
     onset_rows,
     reliability_curves,
-    score_by_k,
     subgroup_scores,
     subgroup_sentence,
-    win_rows,
 )
 from ehrctx.report.sentences import (
     against_baseline,
@@ -142,6 +143,12 @@ def _score_rows(tables: dict[str, pl.DataFrame], score: str) -> list[dict[str, A
     return rows
 
 
+def _win_rows(wins: pl.DataFrame) -> list[dict[str, Any]]:
+    """Of each model and head, the rate of wins against any other by AUROC, best first, with its `name`."""
+    own = wins.filter(score="auroc", reference=ANY).sort("value", descending=True, nulls_last=True)
+    return [row | {"name": entry_name(row["model"], row["head"])} for row in own.iter_rows(named=True)]
+
+
 def _label_rows(labels: pl.DataFrame) -> list[dict[str, Any]]:
     """One row per task, its splits side by side."""
     rows = []
@@ -182,7 +189,7 @@ def _risks(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
         "benefit_sentence": benefit_sentence(tables["net_benefit"], scores),
         "subgroup_sentence": subgroup_sentence(tables["subgroups"], scores),
         "onsets": onset_rows(tables["subgroups"], scores),
-        "wins": win_rows(tables["wins"]),
+        "wins": _win_rows(tables["wins"]),
     }
 
 
@@ -218,7 +225,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         count=count,
         score_names=SCORE_NAMES,
         few_positives=FEW_POSITIVES,
-        columns=[m if m != BASELINE else BASELINES[h][2] for m, h in _columns(scores)],
+        columns=[entry_name(*entry) for entry in _columns(scores)],
         score_rows={score: _score_rows(tables, score) for score in SCORE_NAMES},
         labels=_label_rows(tables["labels"]),
         models=models.to_dicts(),

@@ -1,7 +1,8 @@
 """Published figures beside a study's own: the rows of the paper's tables, where the tasks and the models are the same.
 
 The figures are in `publications/*.csv`, as tidy as our own tables: task, model, score, value, reference, sure (of a
-difference: whether its interval excludes 0), property and stratum (of a Brier score by quarter), source.
+difference: whether its interval excludes 0), property and stratum (of a Brier score by quarter), source. `counts` is
+the best head on counts of each task.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ehrctx.probe.calibration import AS_PREDICTED, RECALIBRATED
 from ehrctx.probe.net_benefit import TREAT_ALL
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.probe.subgroups import HISTORY, NEW_ONSET, REPEATED
-from ehrctx.report.figures import BASELINES, STYLES, bar_lengths, count, panel_grid, shared_legend, task_name
+from ehrctx.report.figures import BASELINES, STYLES, bar_lengths, entry_name, panel_grid, shared_legend, task_name
 from ehrctx.report.sentences import excludes_zero, few_positives, listed, signed, strongest_baseline
 from ehrctx.study import ModelId
 
@@ -41,7 +41,8 @@ def _of(table: pl.DataFrame, task: str, who: Who, **more: str) -> pl.DataFrame:
     return table.filter(task=task, model=who[0], head=who[1], **more)
 
 
-def _style(who: Who) -> dict[str, Any]:
+def entry_style(who: Who) -> dict[str, Any]:
+    """Colour, line and marker of an architecture, or of a head on counts."""
     if who[0] == BASELINE:
         colour, dash, _ = BASELINES[who[1]]
         return {"color": colour, "linestyle": dash, "marker": "v", "markersize": 3.5, "linewidth": 1.1}
@@ -49,14 +50,11 @@ def _style(who: Who) -> dict[str, Any]:
     return {"color": colour, "linestyle": "-", "marker": marker, "markersize": 4.5, "linewidth": 1.3}
 
 
-def _titled(axes: Axes, task: str, lines: list[str]) -> None:
+def titled(axes: Axes, task: str, lines: list[str]) -> None:
+    """The task's name above the panel, and small lines below it."""
     axes.set_title(task_name(task), loc="left", pad=4 + 11 * len(lines))
     for i, line in enumerate(reversed(lines)):
         axes.text(0, 1.02 + 0.065 * i, line, transform=axes.transAxes, fontsize=7.8, color="#444444")
-
-
-def _name(who: Who) -> str:
-    return BASELINES[who[1]][2] if who[0] == BASELINE else who[0]
 
 
 def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figure:
@@ -66,7 +64,7 @@ def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figur
     for axes, task in zip(panels, tasks, strict=True):
         top = 0.0
         for who in shown_of(scores, task):
-            style = _style(who)
+            style = entry_style(who)
             for recalibration in (AS_PREDICTED, RECALIBRATED):
                 own = _of(reliability, task, who, recalibration=recalibration).drop_nulls("value").sort("bin")
                 if own.is_empty() or (recalibration == RECALIBRATED and who[0] == BASELINE):
@@ -83,7 +81,7 @@ def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figur
         axes.set_xlim(-0.03 * limit, limit)
         axes.set_ylim(-0.03 * limit, limit)
         axes.set_box_aspect(1)
-        _titled(axes, task, [_name(who) for who in shown_of(scores, task)[:1]])
+        titled(axes, task, [entry_name(*who) for who in shown_of(scores, task)[:1]])
     for axes in panels[-grid.shape[1] :]:
         axes.set_xlabel("predicted risk")
     for line in grid:
@@ -105,13 +103,18 @@ def decision_curves(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> Figure:
             if own.is_empty():
                 continue
             top = max([top, *own["value"]])
-            axes.plot(own["threshold"], own["value"], **_style(who))
+            axes.plot(own["threshold"], own["value"], **entry_style(who))
             if who[0] != BASELINE:
                 axes.fill_between(
-                    own["threshold"], own["lower"], own["upper"], color=_style(who)["color"], alpha=0.15, linewidth=0
+                    own["threshold"],
+                    own["lower"],
+                    own["upper"],
+                    color=entry_style(who)["color"],
+                    alpha=0.15,
+                    linewidth=0,
                 )
         axes.set_ylim(-0.15 * top or -0.01, 1.12 * top or 0.01)
-        _titled(axes, task, [_name(who) for who in shown_of(scores, task)[:1]])
+        titled(axes, task, [entry_name(*who) for who in shown_of(scores, task)[:1]])
     for axes in panels[-grid.shape[1] :]:
         axes.set_xlabel("risk from which on one acts")
     for line in grid:
@@ -139,7 +142,7 @@ def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
         own = _of(shown, task, best).drop_nulls("value")
         at = [places[key] for key in own.select("group", "level").rows()]
         clear = [row["difference"] is not None and _is_gap(row) for row in own.iter_rows(named=True)]
-        colour = _style(best)["color"]
+        colour = entry_style(best)["color"]
         axes.errorbar(own["value"], at, xerr=bar_lengths(own), fmt="none", ecolor=colour, elinewidth=1, capsize=2)
         faces = [colour if c else "white" for c in clear]
         axes.scatter(own["value"], at, s=22, c=faces, edgecolors=colour, zorder=3)
@@ -148,7 +151,7 @@ def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
         axes.axvline(0.5, color="#dddddd", linewidth=0.8, zorder=0)
         axes.set_yticks(list(places.values()), [f"{group} {level}" for group, level in levels])
         axes.set_ylim(-len(levels) + 0.4, 0.6)
-        _titled(axes, task, [best[0]])
+        titled(axes, task, [best[0]])
     for axes in panels[-grid.shape[1] :]:
         axes.set_xlabel("AUROC")
     return figure
@@ -167,7 +170,7 @@ def calibration_rows(calibration: pl.DataFrame, scores: pl.DataFrame) -> list[di
                 own = _of(calibration, task, who, recalibration=recalibration)
                 if own.height:
                     found = {row["measure"]: row for row in own.iter_rows(named=True)}
-                    rows.append({"task": task, "name": _name(who), "recalibration": recalibration, **found})
+                    rows.append({"task": task, "name": entry_name(*who), "recalibration": recalibration, **found})
     return rows
 
 
@@ -229,41 +232,7 @@ def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, 
         for who in shown_of(scores, task):
             found = {row["level"]: row for row in _of(shown, task, who).iter_rows(named=True)}
             if found.keys() >= {NEW_ONSET, REPEATED}:
-                rows.append({"task": task, "name": _name(who), "new": found[NEW_ONSET], "repeated": found[REPEATED]})
+                rows.append(
+                    {"task": task, "name": entry_name(*who), "new": found[NEW_ONSET], "repeated": found[REPEATED]}
+                )
     return rows
-
-
-def score_by_k(few_shot: pl.DataFrame, scores: pl.DataFrame, score: str = "auroc") -> Figure:
-    """`score` against the number of labels per class, means over draws with intervals; at the right, all labels."""
-    rows = few_shot.filter(score=score)
-    tasks = rows["task"].unique(maintain_order=True).to_list()
-    figure, panels, grid = panel_grid(len(tasks), 4, 2.75, sharey=True)
-    for axes, task in zip(panels, tasks, strict=True):
-        own = rows.filter(task=task).with_columns(pl.col("k").cast(pl.Int64))
-        ks = sorted(own["k"].unique().to_list())
-        end = 2 * ks[-1]
-        for who in own.select("model", "head").unique(maintain_order=True).rows():
-            of_who = own.filter(model=who[0], head=who[1]).sort("k")
-            style = _style(who) | {"markersize": 3.5}
-            axes.errorbar(of_who["k"], of_who["value"], yerr=bar_lengths(of_who), capsize=2, label=_name(who), **style)
-            whole = scores.filter(task=task, model=who[0], head=who[1], score=score)
-            axes.plot([end] * whole.height, whole["value"], **style | {"linestyle": "none"})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([*ks, end], [*(str(k) for k in ks), "all"])
-        axes.minorticks_off()
-        axes.axhline(0.5, color="#cccccc", linewidth=0.8)
-        n = own.row(0, named=True)
-        _titled(axes, task, [f"n = {count(n['n'])}, positive {count(n['n_positive'])}"])
-    for axes in panels[-grid.shape[1] :]:
-        axes.set_xlabel("labels per class")
-    for line in grid:
-        line[0].set_ylabel(score.upper())
-    if tasks:
-        shared_legend(figure, panels[0])
-    return figure
-
-
-def win_rows(wins: pl.DataFrame, score: str = "auroc") -> list[dict[str, Any]]:
-    """Of each model and head, the rate of wins against any other, best first: wins.csv rows with a `name`."""
-    own = wins.filter(score=score, reference="any other").sort("value", descending=True)
-    return [row | {"name": _name((row["model"], row["head"]))} for row in own.iter_rows(named=True)]

@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, read_raw, violations_of
+from ehrctx.events.meds import Dataset, read_valid
 from ehrctx.tasks.definition import Femr
 from ehrctx.tasks.labelers import LABEL_SCHEMA
 
@@ -67,10 +67,7 @@ def _convert(dataset: Dataset, folder: Path) -> Path:
     for place in (copy / "data", copy / "metadata"):
         place.mkdir(parents=True)
     for i, shard in enumerate(dataset.shards):
-        raw = read_raw(dataset, shard)
-        problems = violations_of(raw, dataset.name_of(shard))
-        if problems:
-            raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+        raw = read_valid(dataset, shard)
         _readable(raw).write_parquet(copy / "data" / f"{i:06}.parquet")
     words = [sys.executable, "-c", CONVERT, str(copy), str(database), "--num_threads", "1"]
     run = subprocess.run(words, capture_output=True, text=True, check=False)

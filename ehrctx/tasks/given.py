@@ -25,7 +25,7 @@ UNUSABLE = ("float_value", "categorical_value")
 
 def _read_columns(file: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     """The columns of a label file under MEDS's names, and what the file calls those that it calls otherwise."""
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         return read_csv(file)
     labels = read_parquet(file, str(file))
     names = {old: new for new, old in OTHER_NAMES.items() if new not in labels.columns and old in labels.columns}

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, read_raw, violations_of
+from ehrctx.events.meds import Dataset, read_valid
 from ehrctx.tasks.definition import Femr, Given, Laboratory, Task
 from ehrctx.tasks.femr_labels import femr_labels
 from ehrctx.tasks.given import read_given
 from ehrctx.tasks.label_files import files_at, label_files
-from ehrctx.tasks.labelers import LABEL_SCHEMA
+from ehrctx.tasks.labelers import first_reason, labels_of, reasons_of
 
 KEY = ["subject_id", "prediction_time"]
 Made = tuple[pl.DataFrame, Counter[str]]
@@ -44,10 +43,7 @@ def first_events(dataset: Dataset) -> pl.DataFrame:
     """(subject_id, first) of every subject: the raw time of the first timed event, null where all are static."""
     parts = []
     for shard in dataset.shards:
-        raw = read_raw(dataset, shard)
-        problems = violations_of(raw, dataset.name_of(shard))
-        if problems:
-            raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+        raw = read_valid(dataset, shard)
         parts.append(raw.select(pl.col("subject_id").cast(pl.Int64), first=pl.col("time").cast(pl.Datetime("us"))))
     return pl.concat(parts).group_by("subject_id").agg(pl.col("first").min())
 
@@ -69,12 +65,8 @@ def usable(labels: pl.DataFrame, first: pl.DataFrame, several_at_a_time: bool) -
         differ = [pl.col(value).n_unique().over(KEY) > 1 for value in ("boolean_value", "integer_value")]
         reasons["given twice with different values"] = pl.any_horizontal(differ)
         reasons["given twice"] = ~pl.struct(KEY).is_first_distinct()
-    reason = pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in reasons.items())
-    judged = placed.with_columns(_reason=reason)
-    counts = judged.drop_nulls("_reason").group_by("_reason").len()
-    left_out = Counter(dict.fromkeys(reasons, 0) | dict(counts.iter_rows()))
-    kept = judged.filter(pl.col("_reason").is_null()).select(list(LABEL_SCHEMA))
-    return kept.sort(KEY, maintain_order=True), left_out
+    judged = placed.with_columns(left_out=first_reason(reasons))
+    return labels_of(judged).sort(KEY, maintain_order=True), reasons_of(judged)
 
 
 def import_labels(

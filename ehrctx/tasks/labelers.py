@@ -36,6 +36,12 @@ def _end_of_day(time: pl.Expr) -> pl.Expr:
     return time.dt.truncate("1d").dt.offset_by("23h59m")
 
 
+def first_reason(reasons: dict[str, pl.Expr]) -> pl.Expr:
+    """The first of `reasons` that applies, as an Enum of all of them; null where none does (null does not apply)."""
+    found = pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in reasons.items())
+    return found.cast(pl.Enum(list(reasons)))
+
+
 def _judged(
     candidates: pl.DataFrame,
     reasons: dict[str, pl.Expr],
@@ -43,11 +49,10 @@ def _judged(
     evidence: Sequence[str],
     grade: pl.Expr | None = None,
 ) -> pl.DataFrame:
-    """The judgement of each candidate; a reason or an answer that is null does not apply."""
-    reason = pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in reasons.items())
+    """The judgement of each candidate; an answer that is null is no."""
     has_label = pl.col("left_out").is_null()
     return (
-        candidates.with_columns(left_out=reason.cast(pl.Enum(list(reasons))))
+        candidates.with_columns(left_out=first_reason(reasons))
         .select(
             "subject_id",
             "prediction_time",

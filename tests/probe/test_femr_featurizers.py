@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from ehrctx.probe.counts import count_features
-from ehrctx.tasks.femr_labels import CONVERT
+from ehrctx.tasks.femr_labels import CONVERT, EVENT
 from ehrctx.timelines.build import build_timelines
 from ehrctx.timelines.store import Timelines
 
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("femr") is None, reason="needs femr (pip install --editable '.[femr]' brings it)"
 )
 T = datetime(2020, 1, 1)
-SCHEMA = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-}
 
 
 def features_of_femr(data, labels, folder):
@@ -104,7 +97,7 @@ LABELS = [
 
 
 def test_a_hand_made_data_set(write_meds, repository, tmp_path):
-    data = write_meds(tmp_path / "meds", {"0": pl.DataFrame(HAND_MADE, schema=SCHEMA, orient="row")})
+    data = write_meds(tmp_path / "meds", {"0": pl.DataFrame(HAND_MADE, schema=EVENT, orient="row")})
     theirs = features_of_femr(data, LABELS, tmp_path / "database")
     ours = features_of_ours(data, LABELS, tmp_path, repository)
     assert theirs.keys() == ours.keys() == set(LABELS)
@@ -117,7 +110,7 @@ def test_a_hand_made_data_set(write_meds, repository, tmp_path):
 
 
 def test_values_are_counted_by_us_alone(write_meds, repository, tmp_path):
-    data = write_meds(tmp_path / "meds", {"0": pl.DataFrame(HAND_MADE, schema=SCHEMA, orient="row")})
+    data = write_meds(tmp_path / "meds", {"0": pl.DataFrame(HAND_MADE, schema=EVENT, orient="row")})
     theirs = features_of_femr(data, LABELS[:4], tmp_path / "database")
     features_of_ours(data, LABELS[:4], tmp_path, repository)
     store = Timelines.open(tmp_path / "timelines")

@@ -9,7 +9,8 @@ import pytest
 from matplotlib import pyplot as plt
 from planted import COUNTED, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
 
-from ehrctx.report.page import read_tables, write_report
+from ehrctx.report.few_shot import score_by_k
+from ehrctx.report.page import _win_rows, read_tables, write_report
 from ehrctx.report.risks import (
     benefit_sentence,
     calibration_rows,
@@ -18,11 +19,9 @@ from ehrctx.report.risks import (
     judged_tasks,
     onset_rows,
     reliability_curves,
-    score_by_k,
     shown_of,
     subgroup_scores,
     subgroup_sentence,
-    win_rows,
 )
 
 BEST, COUNTS = ("mamba-tiny-64", "logistic_regression"), ("counts", "lightgbm")
@@ -198,6 +197,23 @@ def test_few_shot_scores_climb_to_all_labels(scores):
     plt.close(figure)
 
 
+def test_contexts_of_one_architecture_can_be_told_apart_on_few_labels(scores):
+    models = [(f"mamba-tiny-{context}", "logistic_regression") for context in (64, 512)]
+    table = pl.DataFrame(
+        [
+            entry("stay", who, k=k, score="auroc", value=0.6, lower=0.5, upper=0.7, deviation=0.0, n_draws=5)
+            for who in models
+            for k in ("2", "8")
+        ]
+    )
+    figure = score_by_k(table, scores)
+    (axes,) = [a for a in figure.axes if a.axison]
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_markerfacecolor() != "none"]
+    faces = {(line.get_markerfacecolor(), line.get_linestyle()) for line in drawn if line.get_marker() == "s"}
+    assert faces == {("white", ":"), ("#D55E00", "-")}
+    plt.close(figure)
+
+
 def test_wins_are_those_against_any_other_best_first():
     rows = [
         {"model": m, "head": "logistic_regression", "reference": r, "reference_head": "", "score": s, "value": v}
@@ -207,7 +223,7 @@ def test_wins_are_those_against_any_other_best_first():
             ("b-1", "any other", "brier", 0.1),
         )
     ]  # fmt: skip
-    assert [(row["name"], row["value"]) for row in win_rows(pl.DataFrame(rows))] == [("b-1", 0.8), ("a-1", 0.2)]
+    assert [(row["name"], row["value"]) for row in _win_rows(pl.DataFrame(rows))] == [("b-1", 0.8), ("a-1", 0.2)]
 
 
 def test_a_mean_over_the_same_tasks_is_said_once_and_few_shot_rows_are_no_scores(tmp_path):

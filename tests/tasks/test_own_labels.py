@@ -123,3 +123,11 @@ def test_a_file_that_is_no_definition_is_never_quoted(tmp_path, name):
         load_definition(str(file))
     assert "987654321" not in str(caught.value)
     assert "a definition is a .yaml file, and labels are .parquet or .csv" in str(caught.value)
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path):
+    file = tmp_path / "sepsis.CSV"
+    file.write_text("subject_id,prediction_time,value\n1,2010-01-01T00:00:00,True\n")
+    definition = load_definition(str(file))
+    assert isinstance(definition, Given)
+    assert read_given(file)["boolean_value"].to_list() == [True]

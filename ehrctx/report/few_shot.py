@@ -1,0 +1,55 @@
+"""Scores of heads that learned from few labels, against how many they were."""
+
+from __future__ import annotations
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.report.figures import SCORE_NAMES, bar_lengths, count, entry_name, panel_grid, shared_legend
+from ehrctx.report.risks import entry_style, titled
+from ehrctx.study import ModelId
+
+
+def _longest(entries: list[tuple[str, str]]) -> set[str]:
+    """The heads on counts, and of each architecture the model with the longest context."""
+    models = sorted((ModelId.parse(m).context, m) for m, _ in entries if m != BASELINE)
+    return {BASELINE, *{ModelId.parse(model).arch: model for _, model in models}.values()}
+
+
+def score_by_k(few_shot: pl.DataFrame, scores: pl.DataFrame, score: str = "auroc") -> Figure:
+    """`score` against the number of labels per class, means over draws with intervals; at the right, all labels.
+
+    Of several models of an architecture, all but the one with the longest context are dotted and hollow.
+    """
+    rows = few_shot.filter(score=score)
+    tasks = rows["task"].unique(maintain_order=True).to_list()
+    figure, panels, grid = panel_grid(len(tasks), 4, 2.75, sharey=True)
+    for axes, task in zip(panels, tasks, strict=True):
+        own = rows.filter(task=task).with_columns(pl.col("k").cast(pl.Int64))
+        ks = sorted(own["k"].unique().to_list())
+        end = 2 * ks[-1]
+        entries = own.select("model", "head").unique(maintain_order=True).rows()
+        for who in entries:
+            of_who = own.filter(model=who[0], head=who[1]).sort("k")
+            style = entry_style(who) | {"markersize": 3.5}
+            if who[0] not in _longest(entries):
+                style |= {"markerfacecolor": "white", "linestyle": ":"}
+            axes.errorbar(
+                of_who["k"], of_who["value"], yerr=bar_lengths(of_who), capsize=2, label=entry_name(*who), **style
+            )
+            whole = scores.filter(task=task, model=who[0], head=who[1], score=score)
+            axes.plot([end] * whole.height, whole["value"], **style | {"linestyle": "none"})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([*ks, end], [*(str(k) for k in ks), "all"])
+        axes.minorticks_off()
+        axes.axhline(0.5, color="#cccccc", linewidth=0.8)
+        n = own.row(0, named=True)
+        titled(axes, task, [f"n = {count(n['n'])}, positive {count(n['n_positive'])}"])
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel("labels per class")
+    for line in grid:
+        line[0].set_ylabel(SCORE_NAMES[score])
+    if tasks:
+        shared_legend(figure, panels[0])
+    return figure
