@@ -65,12 +65,8 @@ matplotlib.rcParams.update(
 
 
 def task_name(task: str) -> str:
-    """The task as a reader sees it."""
-    names = {
-        MACRO: "mean over tasks",
-        MACRO_MANY_POSITIVES: f"mean over tasks with {FEW_POSITIVES} positive subjects or more",
-    }
-    return names.get(task, task)
+    """The task as a reader sees it; short, as a panel's title and a table's first column are narrow."""
+    return {MACRO: "mean over tasks", MACRO_MANY_POSITIVES: f"mean ({FEW_POSITIVES}+ positives)"}.get(task, task)
 
 
 def entry_name(model: str, head: str) -> str:

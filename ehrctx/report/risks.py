@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from ehrctx.probe.calibration import AS_PREDICTED, RECALIBRATED
 from ehrctx.probe.net_benefit import TREAT_ALL
 from ehrctx.probe.predict import COUNTS as BASELINE
+from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.subgroups import HISTORY, NEW_ONSET, REPEATED
+from ehrctx.probe.suppression import lower_bound
 from ehrctx.report.figures import BASELINES, STYLES, bar_lengths, entry_name, panel_grid, shared_legend, task_name
 from ehrctx.report.sentences import excludes_zero, few_positives, listed, signed, strongest_baseline
 from ehrctx.study import ModelId
@@ -60,7 +62,7 @@ def titled(axes: Axes, task: str, lines: list[str]) -> None:
 def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figure:
     """Predicted against observed risk by tenths of the labels, with intervals; hollow: recalibrated."""
     tasks = judged_tasks(scores, reliability)
-    figure, panels, grid = panel_grid(len(tasks), 4, 3.5, sharey=False)
+    figure, panels, grid = panel_grid(len(tasks), 4, 3.1, sharey=False)
     for axes, task in zip(panels, tasks, strict=True):
         top = 0.0
         for who in shown_of(scores, task):
@@ -141,7 +143,7 @@ def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
         best = shown_of(scores, task)[0]
         own = _of(shown, task, best).drop_nulls("value")
         at = [places[key] for key in own.select("group", "level").rows()]
-        clear = [row["difference"] is not None and _is_gap(row) for row in own.iter_rows(named=True)]
+        clear = [_is_gap(row) for row in _judged_gaps(own, scores, task)]
         colour = entry_style(best)["color"]
         axes.errorbar(own["value"], at, xerr=bar_lengths(own), fmt="none", ecolor=colour, elinewidth=1, capsize=2)
         faces = [colour if c else "white" for c in clear]
@@ -157,8 +159,19 @@ def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
     return figure
 
 
-def _is_gap(row: dict[str, Any]) -> bool:
-    return excludes_zero({"lower": row["difference_lower"] or 0.0, "upper": row["difference_upper"] or 0.0})
+def _judged_gaps(own: pl.DataFrame, scores: pl.DataFrame, task: str) -> list[dict[str, Any] | None]:
+    """The rows of `own` as far as their gap can be judged: an interval, and enough positive subjects on either side."""
+    total = lower_bound(scores.filter(task=task)["n_positive_subjects"][0])
+    rows: list[dict[str, Any] | None] = []
+    for row in own.with_columns(pl.col("difference_lower", "difference_upper").fill_nan(None)).iter_rows(named=True):
+        inside = lower_bound(row["n_positive_subjects"])
+        is_judged = row["difference_lower"] is not None and min(inside, total - inside) >= FEW_POSITIVES
+        rows.append(row if is_judged else None)
+    return rows
+
+
+def _is_gap(row: dict[str, Any] | None) -> bool:
+    return row is not None and excludes_zero({"lower": row["difference_lower"], "upper": row["difference_upper"]})
 
 
 def calibration_rows(calibration: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:
@@ -209,10 +222,12 @@ def benefit_sentence(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> str | N
 
 def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | None:
     """The gaps of the best models whose interval excludes 0, and of how many."""
-    shown = subgroups.filter((pl.col("score") == "auroc") & (pl.col("group") != HISTORY)).drop_nulls("difference_lower")
+    shown = subgroups.filter((pl.col("score") == "auroc") & (pl.col("group") != HISTORY))
     n, found = 0, []
     for task in judged_tasks(scores, shown):
-        for row in _of(shown, task, shown_of(scores, task)[0]).iter_rows(named=True):
+        for row in _judged_gaps(_of(shown, task, shown_of(scores, task)[0]), scores, task):
+            if row is None:
+                continue
             n += 1
             if _is_gap(row):
                 found.append(f"{task}, {row['group']} {row['level']}: {signed(row['difference'])}")

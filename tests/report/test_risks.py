@@ -33,7 +33,7 @@ def scores() -> pl.DataFrame:
     """Three tasks, one with few positive subjects; everywhere the same model and head on counts are the best."""
     rows = []
     for task in ("macro", "stay", "icu", "rare"):
-        counted = FEW if task == "rare" else COUNTED
+        counted = FEW if task == "rare" else COUNTED | {"n_positive_subjects": "70"}
         rows += [
             score(task, "gpt-tiny-64", 0.6) | counted,
             score(task, "mamba-tiny-64", 0.8) | counted,
@@ -147,6 +147,8 @@ def test_gaps_between_groups_are_counted_and_suppressed_levels_are_left_out(scor
             level("stay", "sex", "male", 0.85, (0.1, 0.2)),
             level("stay", "age", "80+", None, None, n_subjects="<10"),
             level("stay", "age", "18-44", 0.8, (-0.1, 0.1)),
+            level("stay", "age", "0-17", 0.9, (0.1, 0.2), n_positive_subjects="15"),
+            level("stay", "age", "65-79", 0.9, (0.1, 0.2), n_positive_subjects="55"),
             level("rare", "sex", "male", 0.8, (0.1, 0.2)),
             level("stay", "history", "repeated", 0.9, (0.1, 0.2)),
         ],
@@ -158,9 +160,12 @@ def test_gaps_between_groups_are_counted_and_suppressed_levels_are_left_out(scor
     )
     figure = subgroup_scores(table, scores)
     (axes,) = [a for a in figure.axes if a.axison]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["age 18-44", "age 80+", "sex female", "sex male"]
-    (dots,) = [c for c in axes.collections if len(c.get_offsets()) == 3]
-    assert sorted(x for x, _ in dots.get_offsets()) == pytest.approx([0.7, 0.8, 0.85])
+    levels = ["age 0-17", "age 18-44", "age 65-79", "age 80+", "sex female", "sex male"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == levels
+    (dots,) = [c for c in axes.collections if len(c.get_offsets()) == 5]
+    assert sorted(x for x, _ in dots.get_offsets()) == pytest.approx([0.7, 0.8, 0.85, 0.9, 0.9])
+    is_filled = (dots.get_facecolors()[:, :3] < 1).any(axis=1)
+    assert sorted(x for (x, _), filled in zip(dots.get_offsets(), is_filled, strict=True) if filled) == [0.7, 0.85]
     texts = visible_texts(figure)
     assert not overlapping(texts)
     assert not cut_off(figure, texts)
