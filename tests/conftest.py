@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,22 @@ class Cohort:
 def repository() -> Path:
     """The root of the repository, where tokenizers/ and pipelines/ are."""
     return REPOSITORY
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `ehrctx` with these words in the repository's root; returns its exit code and what it said."""
+    from ehrctx.cli import main
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setattr(sys, "argv", ["ehrctx", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return command
 
 
 @pytest.fixture(scope="session")

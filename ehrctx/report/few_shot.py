@@ -6,8 +6,18 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from ehrctx.probe.predict import COUNTS as BASELINE
-from ehrctx.report.figures import SCORE_NAMES, bar_lengths, count, entry_name, panel_grid, shared_legend
+from ehrctx.report.figures import (
+    SCORE_NAMES,
+    bar_lengths,
+    count,
+    entry_name,
+    overall_task,
+    panel_grid,
+    shared_legend,
+    task_name,
+)
 from ehrctx.report.risks import entry_style, titled
+from ehrctx.report.sentences import estimate
 from ehrctx.study import ModelId
 
 
@@ -53,3 +63,18 @@ def score_by_k(few_shot: pl.DataFrame, scores: pl.DataFrame, score: str = "auroc
     if tasks:
         shared_legend(figure, panels[0])
     return figure
+
+
+def few_shot_sentence(few_shot: pl.DataFrame) -> str | None:
+    """The best model and the best head on counts with the fewest labels per class, and with the most."""
+    own = few_shot.filter(task=overall_task(few_shot), score="auroc").sort("value", descending=True)
+    if own.is_empty():
+        return None
+    parts = []
+    ks = sorted(own["k"].unique(), key=int)
+    for k in dict.fromkeys((ks[0], ks[-1])):
+        is_baseline = pl.col("model") == BASELINE
+        found = [own.filter(pl.col("k") == k, kind).head(1).to_dicts() for kind in (~is_baseline, is_baseline)]
+        named = [f"{entry_name(row['model'], row['head'])} {estimate(row)}" for rows in found for row in rows]
+        parts.append(f"with {k} labels per class, the highest AUROC is that of {', against '.join(named)}")
+    return f"{'; '.join(parts)} ({task_name(overall_task(few_shot))})"

@@ -149,8 +149,13 @@ def _draw_task(axes: Axes, rows: pl.DataFrame, found: list[Family], score: str) 
 
 def panel_grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
     """A figure of `n` panels; the panels, and the grid with the unused ones switched off."""
-    lines = -(-max(1, n) // columns)
-    columns = -(-max(1, n) // lines)  # five panels are three and two, not four and one
+    if n == 0:
+        figure, empty = plt.subplots(figsize=(_NARROWEST, 0.6), squeeze=False, layout="constrained")
+        empty[0, 0].axis("off")
+        empty[0, 0].text(0, 0.5, "There is nothing to show.", color="#444444", va="center")
+        return figure, [], empty
+    lines = -(-n // columns)
+    columns = -(-n // lines)  # five panels are three and two, not four and one
     width = 12.4 if columns == 4 else max(_NARROWEST, 3.6 * columns)
     figure, grid = plt.subplots(
         lines, columns, figsize=(width, height * lines + 0.6), sharey=sharey, squeeze=False, layout="constrained"

@@ -20,7 +20,7 @@ from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.probe.score import ANY
 from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.suppression import COUNTS
-from ehrctx.report.few_shot import score_by_k
+from ehrctx.report.few_shot import few_shot_sentence, score_by_k
 from ehrctx.report.figures import (
     BASELINES,
     PROPERTY_NAMES,
@@ -42,6 +42,7 @@ from ehrctx.report.risks import (
     decision_curves,
     judged_tasks,
     onset_rows,
+    onset_sentence,
     reliability_curves,
     subgroup_scores,
     subgroup_sentence,
@@ -90,7 +91,7 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
     tables["few_shot"] = tables["few_shot"].drop_nulls("value")
     sizes = dict(scores.select("task", "n").iter_rows())
     if sizes.get(MACRO) == sizes.get(MACRO_MANY_POSITIVES):  # the same tasks: said once
-        for name in ("scores", "differences"):
+        for name in ("scores", "differences", "few_shot"):
             tables[name] = tables[name].filter(pl.col("task") != MACRO_MANY_POSITIVES)
     return tables
 
@@ -170,8 +171,8 @@ def task_sentences(tables: dict[str, pl.DataFrame]) -> dict[str, str]:
     return found
 
 
-def _risks(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
-    """What the page shows of calibration, net benefit, subgroups, few-shot learning and wins."""
+def _risks(tables: dict[str, pl.DataFrame], level: float) -> dict[str, Any]:
+    """What the page shows of calibration, net benefit, subgroups, few-shot learning and wins; `level` of intervals."""
     scores = tables["scores"]
     figures = {
         "reliability_figure": (reliability_curves, "reliability"),
@@ -187,8 +188,10 @@ def _risks(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
         "calibration": calibration_rows(tables["calibration"], scores),
         "calibration_sentence": calibration_sentence(tables["calibration"], scores),
         "benefit_sentence": benefit_sentence(tables["net_benefit"], scores),
-        "subgroup_sentence": subgroup_sentence(tables["subgroups"], scores),
+        "subgroup_sentence": subgroup_sentence(tables["subgroups"], scores, level),
         "onsets": onset_rows(tables["subgroups"], scores),
+        "onset_sentence": onset_sentence(tables["subgroups"], scores),
+        "few_shot_sentence": few_shot_sentence(tables["few_shot"]),
         "wins": _win_rows(tables["wins"]),
     }
 
@@ -211,7 +214,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
     )
     published = read_published(study["published"]) if study.get("published") else None
     page = environment.get_template("page.html.j2").render(
-        **_risks(tables),
+        **_risks(tables, study["statistics"]["level"]),
         published_tasks=task_rows(scores, published) if published is not None else [],
         published_models=model_rows(scores, models, published) if published is not None else [],
         columns_own=list(dict.fromkeys(model for model, _ in _columns(scores))),

@@ -5,6 +5,8 @@ Each task shows its best model, by held-out AUROC, beside the strongest head on 
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import polars as pl
@@ -18,10 +20,11 @@ from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.subgroups import HISTORY, NEW_ONSET, REPEATED
 from ehrctx.probe.suppression import lower_bound
 from ehrctx.report.figures import BASELINES, STYLES, bar_lengths, entry_name, panel_grid, shared_legend, task_name
-from ehrctx.report.sentences import excludes_zero, few_positives, listed, signed, strongest_baseline
+from ehrctx.report.sentences import excludes_zero, few_positives, has_interval, listed, signed, strongest_baseline
 from ehrctx.study import ModelId
 
 Who = tuple[str, str]  # model, head
+_NAMED_GAPS = 6
 
 
 def shown_of(scores: pl.DataFrame, task: str) -> list[Who]:
@@ -148,8 +151,7 @@ def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
         axes.errorbar(own["value"], at, xerr=bar_lengths(own), fmt="none", ecolor=colour, elinewidth=1, capsize=2)
         faces = [colour if c else "white" for c in clear]
         axes.scatter(own["value"], at, s=22, c=faces, edgecolors=colour, zorder=3)
-        (overall,) = scores.filter(task=task, model=best[0], head=best[1], score="auroc")["value"].to_list()
-        axes.axvline(overall, color=colour, linewidth=0.8, linestyle=":")
+        axes.axvline(_overall(scores, task, best), color=colour, linewidth=0.8, linestyle=":")
         axes.axvline(0.5, color="#dddddd", linewidth=0.8, zorder=0)
         axes.set_yticks(list(places.values()), [f"{group} {level}" for group, level in levels])
         axes.set_ylim(-len(levels) + 0.4, 0.6)
@@ -204,15 +206,26 @@ def calibration_sentence(calibration: pl.DataFrame, scores: pl.DataFrame) -> str
     return "; ".join(said) or None
 
 
+def _longest_run(thresholds: list[float], chosen: list[bool]) -> str:
+    """`0.05 to 0.2`: the most neighbours among the sorted thresholds that are all chosen."""
+    runs = [
+        [t for t, _ in run]
+        for is_chosen, run in groupby(zip(thresholds, chosen, strict=True), itemgetter(1))
+        if is_chosen
+    ]
+    longest = max(runs, key=len)
+    return " to ".join(f"{end:g}" for end in dict.fromkeys((longest[0], longest[-1])))
+
+
 def benefit_sentence(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> str | None:
-    """From which to which risk the best model surely gains over treating all and treating none, by task."""
+    """From which to which risk the best model surely gains over treating all and treating none, by task: of several
+    such spans the longest."""
     gains, none = [], []
     for task in judged_tasks(scores, net_benefit):
-        own = recalibrated_where_possible(_of(net_benefit, task, shown_of(scores, task)[0]))
-        at = own.filter(pl.col("gain_lower").fill_nan(None) > 0)["threshold"]
-        if len(at):
-            ends = list(dict.fromkeys((min(at), max(at))))
-            gains.append(f"{task} (risks of {' to '.join(f'{end:g}' for end in ends)})")
+        own = recalibrated_where_possible(_of(net_benefit, task, shown_of(scores, task)[0])).sort("threshold")
+        surely = (own["gain_lower"].fill_nan(None) > 0).fill_null(False)
+        if surely.any():
+            gains.append(f"{task} (risks of {_longest_run(own['threshold'].to_list(), surely.to_list())})")
         else:
             none.append(task)
     parts = [f"the best model gains over treating all or none in {listed(gains)}"] if gains else []
@@ -220,23 +233,31 @@ def benefit_sentence(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> str | N
     return "; ".join(parts) or None
 
 
-def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | None:
-    """The gaps of the best models whose interval excludes 0, and of how many."""
+def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame, level: float) -> str | None:
+    """Of how many gaps of the best models the interval excludes 0, how many would by chance, and the widest of them.
+
+    `level` is the intervals'. Of a group with two levels, each is all the others of the other: one gap, told of the
+    worse.
+    """
     shown = subgroups.filter((pl.col("score") == "auroc") & (pl.col("group") != HISTORY))
-    n, found = 0, []
+    judged = []
     for task in judged_tasks(scores, shown):
-        for row in _judged_gaps(_of(shown, task, shown_of(scores, task)[0]), scores, task):
-            if row is None:
-                continue
-            n += 1
-            if _is_gap(row):
-                found.append(f"{task}, {row['group']} {row['level']}: {signed(row['difference'])}")
-    if not n:
+        own = _of(shown, task, shown_of(scores, task)[0])
+        n_levels = dict(own["group"].value_counts().iter_rows())
+        rows = [row for row in _judged_gaps(own, scores, task) if row is not None]
+        judged += [row for row in rows if n_levels[row["group"]] != 2 or row["difference"] <= 0]
+    if not judged:
         return None
-    more = f"; {len(found) - 6} more in subgroups.csv" if len(found) > 6 else ""
-    shown_gaps = f": {'; '.join(found[:6])}{more}" if found else ""
-    said = f"Of {n} gaps in AUROC between a level and all others of its group, the interval of {len(found)} excludes 0"
-    return f"{said}{shown_gaps}"
+    found = sorted(filter(_is_gap, judged), key=lambda row: -abs(row["difference"]))
+    said = (
+        f"Of {len(judged)} gaps in AUROC between a level and all others of its group, the interval of {len(found)} "
+        f"excludes 0; chance alone would give about {(1 - level) * len(judged):.1g}"
+    )
+    named = "; ".join(
+        f"{row['task']}, {row['group']} {row['level']}: {signed(row['difference'])}" for row in found[:_NAMED_GAPS]
+    )
+    more = f"; {len(found) - _NAMED_GAPS} more in subgroups.csv" if len(found) > _NAMED_GAPS else ""
+    return f"{said}. They are {named}{more}" if named else said
 
 
 def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:
@@ -251,3 +272,25 @@ def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, 
                     {"task": task, "name": entry_name(*who), "new": found[NEW_ONSET], "repeated": found[REPEATED]}
                 )
     return rows
+
+
+def onset_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | None:
+    """In how many tasks the best model finds new onsets better than chance, and where repeats flatter its score."""
+    best = {task: shown_of(scores, task)[0] for task in judged_tasks(scores, subgroups)}
+    of_best = [row for row in onset_rows(subgroups, scores) if row["name"] == entry_name(*best[row["task"]])]
+    rows = [row for row in of_best if not few_positives(row["new"]["n_positive_subjects"]) and has_interval(row["new"])]
+    if not rows:
+        return None
+    beyond = sum(row["new"]["lower"] > 0.5 for row in rows)
+    said = (
+        f"Among new onsets, the best model is better than chance (interval above 0.5) in {beyond} of {len(rows)} "
+        f"{'task' if len(rows) == 1 else 'tasks'} that can be judged"
+    )
+    gaps = {row["task"]: row["new"]["value"] - _overall(scores, row["task"], best[row["task"]]) for row in rows}
+    flattered = [f"{task} ({signed(gap)})" for task, gap in sorted(gaps.items(), key=itemgetter(1)) if gap < 0]
+    return f"{said}; its AUROC is lower there than over all labels in {listed(flattered)}" if flattered else said
+
+
+def _overall(scores: pl.DataFrame, task: str, who: Who) -> float:
+    """The AUROC over all labels of a task."""
+    return float(scores.filter(task=task, model=who[0], head=who[1], score="auroc")["value"][0])

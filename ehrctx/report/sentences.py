@@ -22,9 +22,18 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
+def has_interval(row: dict[str, Any]) -> bool:
+    """Whether the interval is neither hidden nor undefined."""
+    return row["lower"] is not None and row["lower"] == row["lower"]
+
+
+def estimate(row: dict[str, Any]) -> str:
+    """`0.812 (0.790 to 0.834)`, without the interval where there is none."""
+    return f"{row['value']:.3f}" + (f" ({row['lower']:.3f} to {row['upper']:.3f})" if has_interval(row) else "")
+
+
 def _interval(row: dict[str, Any]) -> str:
-    defined = row["lower"] == row["lower"]
-    return f"interval {signed(row['lower'])} to {signed(row['upper'])}" if defined else "no interval"
+    return f"interval {signed(row['lower'])} to {signed(row['upper'])}" if has_interval(row) else "no interval"
 
 
 def excludes_zero(row: dict[str, Any]) -> bool:
@@ -65,7 +74,7 @@ def against_baseline(scores: pl.DataFrame, differences: pl.DataFrame, task: str,
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    if row["lower"] != row["lower"]:
+    if not has_interval(row):
         return "it has no interval"
     return f"{_interval(row)}, {'surely' if is_sure(row) else 'not surely'} different"
 
@@ -99,9 +108,7 @@ def best_sentence(scores: pl.DataFrame, differences: pl.DataFrame, task: str) ->
     if own.is_empty():
         return None
     best = own.sort("value", descending=True).row(0, named=True)
-    text = f"best model {best['model']} at {best['value']:.3f}"
-    if best["lower"] == best["lower"]:
-        text += f" ({best['lower']:.3f} to {best['upper']:.3f})"
+    text = f"best model {best['model']} at {estimate(best)}"
     if few_positives(best["n_positive_subjects"]):
         return f"{text}, with {count(best['n_positive_subjects'])} positive subjects: too few to judge"
     lead = lead_sentence(differences, task, best["model"])

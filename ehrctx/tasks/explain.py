@@ -135,12 +135,12 @@ def _descriptions(judged: pl.DataFrame, codes: pl.DataFrame) -> list[str]:
     return [f"  {code}: {description}" for code, description in found.iter_rows()]
 
 
-def explanation(judged: pl.DataFrame, definition: Definition, codes: pl.DataFrame) -> str:
+def explanation(judged: pl.DataFrame, definition: Definition, codes: pl.DataFrame, profile: DatasetProfile) -> str:
     """The judgement of one subject's candidates, for a clinician to read."""
     head = [f"{definition.task}: {definition.question}"]
     if judged.is_empty():
         what = "timed result of this test" if isinstance(definition, Laboratory) else "hospital stay that has ended"
-        return "\n".join([*head, f"  No prediction time: the subject has no {what}."])
+        return "\n".join([*head, f"  No prediction time: by the profile {profile.name!r} the subject has no {what}."])
     labelled = judged["left_out"].is_null()
     counts = (
         f"  {judged.height} prediction time{'s' if judged.height > 1 else ''}: {labelled.sum()} labelled "
@@ -175,5 +175,5 @@ def explain(
     texts = []
     for definition in definitions:
         judged = _mark_limit(judge(events, profile, codes, definition), definition, choices)
-        texts.append(explanation(judged, definition, codes))
+        texts.append(explanation(judged, definition, codes, profile))
     return "\n\n\n".join(texts)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from planted import COUNTED, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
 
-from ehrctx.report.few_shot import score_by_k
+from ehrctx.report.few_shot import few_shot_sentence, score_by_k
 from ehrctx.report.page import _win_rows, read_tables, write_report
 from ehrctx.report.risks import (
     benefit_sentence,
@@ -18,6 +18,7 @@ from ehrctx.report.risks import (
     decision_curves,
     judged_tasks,
     onset_rows,
+    onset_sentence,
     reliability_curves,
     shown_of,
     subgroup_scores,
@@ -112,7 +113,7 @@ def test_benefit_is_told_of_recalibrated_risks_and_where_it_is_sure(scores):
     table = pl.DataFrame(
         [
             *benefits("stay", BEST, "none", {0.1: 0.1, 0.2: 0.1}),
-            *benefits("stay", BEST, "tuning", {0.1: -0.1, 0.2: 0.1, 0.3: 0.1}),
+            *benefits("stay", BEST, "tuning", {0.05: 0.1, 0.1: -0.1, 0.2: 0.1, 0.3: 0.1}),
             *benefits("icu", BEST, "none", {0.1: -0.1, 0.2: -0.1}),
             *benefits("stay", ("treat all", ""), "none", {0.1: 0.0, 0.2: 0.0}),
             *benefits("icu", ("treat all", ""), "none", {0.1: 0.0, 0.2: 0.0}),
@@ -124,7 +125,7 @@ def test_benefit_is_told_of_recalibrated_risks_and_where_it_is_sure(scores):
     figure = decision_curves(table, scores)
     stay = next(a for a in figure.axes if a.get_title(loc="left") == "stay")
     (curve,) = [line for line in stay.lines if line.get_color() == "#D55E00"]
-    assert list(curve.get_xdata()) == [0.1, 0.2, 0.3]
+    assert list(curve.get_xdata()) == [0.05, 0.1, 0.2, 0.3]
     assert not overlapping(visible_texts(figure))
     plt.close(figure)
 
@@ -154,10 +155,11 @@ def test_gaps_between_groups_are_counted_and_suppressed_levels_are_left_out(scor
         ],
         infer_schema_length=None,
     )
-    assert subgroup_sentence(table, scores) == (
-        "Of 3 gaps in AUROC between a level and all others of its group, the interval of 2 excludes 0: stay, sex "
-        "female: −0.150; stay, sex male: +0.150"
-    )
+    assert subgroup_sentence(table, scores, 0.9) == (
+        "Of 2 gaps in AUROC between a level and all others of its group, the interval of 1 excludes 0; chance alone "
+        "would give about 0.2. They are stay, sex female: −0.150"
+    ), "of two levels, one gap; 15 positive subjects inside, or outside, are too few"
+    assert subgroup_sentence(table.filter(group="history"), scores, 0.9) is None
     figure = subgroup_scores(table, scores)
     (axes,) = [a for a in figure.axes if a.axison]
     levels = ["age 0-17", "age 18-44", "age 65-79", "age 80+", "sex female", "sex male"]
@@ -185,6 +187,23 @@ def test_new_onsets_stand_beside_repeats_where_there_are_both(scores):
     assert (row["task"], row["name"], row["new"]["value"], row["repeated"]["value"]) == ("stay", BEST[0], 0.6, 0.9)
 
 
+def test_onsets_are_judged_by_the_best_model_where_their_positives_suffice(scores):
+    def both(task: str, who: tuple[str, str], new: float, lower: float | None, **more: Any) -> list[dict[str, Any]]:
+        onset = level(task, "history", "new onset", new, (-0.4, -0.2), lower=lower, **more)
+        return [
+            row | {"model": who[0], "head": who[1]} for row in (onset, level(task, "history", "repeated", 0.9, None))
+        ]
+
+    rows = [*both("stay", BEST, 0.6, 0.55), *both("stay", COUNTS, 0.9, 0.8), *both("icu", BEST, 0.85, 0.49)]
+    assert onset_sentence(pl.DataFrame(rows, infer_schema_length=None), scores) == (
+        "Among new onsets, the best model is better than chance (interval above 0.5) in 1 of 2 tasks that can be "
+        "judged; its AUROC is lower there than over all labels in stay (−0.200)"
+    )
+    few = both("stay", BEST, 0.6, 0.55, n_positive_subjects="19")
+    hidden = both("icu", BEST, 0.6, None)
+    assert onset_sentence(pl.DataFrame([*few, *hidden], infer_schema_length=None), scores) is None
+
+
 def test_few_shot_scores_climb_to_all_labels(scores):
     table = pl.DataFrame(
         [
@@ -200,6 +219,24 @@ def test_few_shot_scores_climb_to_all_labels(scores):
     assert ends == [0.7, 0.8]
     assert not overlapping(visible_texts(figure))
     plt.close(figure)
+
+
+def test_few_shot_learning_is_summed_up_at_its_ends():
+    def of(task: str, model: str, head: str, k: str, value: float) -> dict[str, Any]:
+        return entry(task, (model, head), k=k, score="auroc", value=value, lower=value - 0.1, upper=value + 0.1)
+
+    rows = [
+        *(of("macro", "gpt-tiny-64", "logistic_regression", k, v) for k, v in (("16", 0.7), ("2", 0.55), ("128", 0.8))),
+        *(of("macro", "mamba-tiny-64", "logistic_regression", k, v) for k, v in (("2", 0.6), ("128", 0.75))),
+        *(of("macro", "counts", "lightgbm", k, v) for k, v in (("2", 0.5), ("128", 0.85))),
+        of("stay", "mamba-tiny-64", "logistic_regression", "2", 0.95),
+    ]
+    assert few_shot_sentence(pl.DataFrame(rows)) == (
+        "with 2 labels per class, the highest AUROC is that of mamba-tiny-64 0.600 (0.500 to 0.700), against counts, "
+        "LightGBM 0.500 (0.400 to 0.600); with 128 labels per class, the highest AUROC is that of gpt-tiny-64 0.800 "
+        "(0.700 to 0.900), against counts, LightGBM 0.850 (0.750 to 0.950) (mean over tasks)"
+    )
+    assert few_shot_sentence(pl.DataFrame(rows).clear()) is None
 
 
 def test_contexts_of_one_architecture_can_be_told_apart_on_few_labels(scores):

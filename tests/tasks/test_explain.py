@@ -26,7 +26,7 @@ COUNTS = re.compile(r"  (\d+) prediction times?: (\d+) labelled \((\d+) positive
 def text_of(rows, task, profile=PROFILE, codes=NO_CODES):
     definition = load_definition(task)
     judged = judge(events_of(rows), profile, codes, definition)
-    return explanation(judged.with_columns(pl.col("left_out").cast(pl.String)), definition, codes)
+    return explanation(judged.with_columns(pl.col("left_out").cast(pl.String)), definition, codes, profile)
 
 
 def read(section):
@@ -176,15 +176,17 @@ def test_diagnoses():
 
 
 @pytest.mark.parametrize(
-    ("task", "sentence"),
+    ("task", "what"),
     [
-        ("guo_los", "  No prediction time: the subject has no hospital stay that has ended."),
-        ("new_celiac", "  No prediction time: the subject has no hospital stay that has ended."),
-        ("lab_anemia", "  No prediction time: the subject has no timed result of this test."),
+        ("guo_los", "hospital stay that has ended"),
+        ("new_celiac", "hospital stay that has ended"),
+        ("lab_anemia", "timed result of this test"),
     ],
 )
-def test_nothing_to_predict_is_one_sentence(task, sentence):
-    assert lines(text_of([event(datetime(2020, 1, 1), "IN", 1)], task))[1:] == [sentence]
+def test_nothing_to_predict_is_one_sentence_that_names_the_profile(task, what):
+    assert lines(text_of([event(datetime(2020, 1, 1), "IN", 1)], task))[1:] == [
+        f"  No prediction time: by the profile {PROFILE.name!r} the subject has no {what}."
+    ]
 
 
 # --- the command --------------------------------------------------------------------------------------------------
