@@ -48,12 +48,13 @@ class Line(NamedTuple):
 def fit_line(y: np.ndarray, x: np.ndarray) -> Line | None:
     """The maximum-likelihood line of labels y bool[n] on log odds x float64[n], by Newton's method.
 
-    None where there is none: one class, x within SPREAD, or classes that some threshold parts.
+    None where there is none: one class, x within SPREAD, or classes that some threshold parts but for SPREAD.
     """
     positive, negative = x[y], x[~y]
     if not len(positive) or not len(negative) or np.ptp(x) < SPREAD:
         return None
-    if positive.min() >= negative.max() or positive.max() <= negative.min():
+    # a tree's leaf gives all its labels one risk, up to rounding
+    if positive.min() > negative.max() - SPREAD or positive.max() < negative.min() + SPREAD:
         return None
     centre, spread = x.mean(), x.std()
     x = (x - centre) / spread  # or predictions that hardly differ would make the equations singular

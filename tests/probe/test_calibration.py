@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
@@ -73,6 +75,29 @@ def test_no_line_where_there_is_none():
     assert fit_line(y, np.array([1.0, 3.0, 2.0, 4.0])) is None
     assert fit_line(y, np.array([2.0, 1.0, 3.0, 2.0])) is None, "parted but for a tie"
     assert fit_line(y, np.array([1.0, 2.0, 4.0, 3.0])) is not None
+
+
+def test_no_line_where_rounding_alone_mixes_the_classes():
+    """A LightGBM of one leaf too many, on the MIMIC-IV demo: its one positive label shares a leaf with all negative
+    ones but one, whose predictions differ in the thirteenth digit."""
+    rng = np.random.default_rng(0)
+    x = np.append(-7.84 + 1e-13 * rng.integers(-3, 4, 30), 13.8)
+    y = np.arange(31) == int(np.argsort(x)[10])
+    assert fit_line(y, x) is None
+    assert fit_line(~y, x) is None
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_a_line_or_none_for_predictions_of_few_leaves(data):
+    """Whatever the leaves and the rounding: never a failure, and never what is not finite."""
+    leaves = st.sampled_from([0.0, 1.0, 0.5, 1e-9, 0.01, 0.0100001, 0.2, 0.200000000001, 0.999])
+    n = data.draw(st.integers(1, 12))
+    p = np.array(data.draw(st.lists(leaves, min_size=n, max_size=n)))
+    y = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    rounding = np.array(data.draw(st.lists(st.integers(-3, 3), min_size=n, max_size=n))) * 1e-13
+    line = fit_line(y, logits(p) + rounding)
+    assert line is None or np.isfinite(line).all()
 
 
 def test_a_far_start_converges():
