@@ -292,7 +292,7 @@ class Probe(Config):
 class Statistics(Config):
     """Patient-level bootstrap, and the risks from which on one would act."""
 
-    replicates: int = Field(1000, ge=20)
+    replicates: int = Field(2000, ge=20)
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(

@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from ehrctx.probe.by_task import Entry, TaskPredictions
-from ehrctx.probe.statistics import Draws, interval
+from ehrctx.probe.statistics import Draws, interval, subjects_of_rarer_class
 from ehrctx.probe.suppression import COUNTS
 
 BINS = 10
@@ -134,8 +134,9 @@ def _error(
     gaps, of_replicates = draws.means(np.eye(BINS)[quantile_bins(p)] * (p - y)[:, None], subject_ids)
     error = float(np.abs(gaps).sum())
     errors = np.abs(of_replicates).sum(axis=1)
-    _, noise = interval(np.abs(of_replicates - gaps).sum(axis=1), level)
-    return error, max(0.0, error - noise), error + float(np.nanmean(errors)) - interval(errors, level)[0]
+    n = subjects_of_rarer_class(y, subject_ids)
+    _, noise = interval(np.abs(of_replicates - gaps).sum(axis=1), level, n)
+    return error, max(0.0, error - noise), error + float(np.nanmean(errors)) - interval(errors, level, n)[0]
 
 
 def _measures(
@@ -145,7 +146,8 @@ def _measures(
     brier, of_replicates = draws.means(((p - y) ** 2)[:, None], subject_ids)
     replicated = _slope_and_intercept(y, logits(p), subject_ids, draws)
     replicated["brier"] = float(brier[0]), of_replicates[:, 0]
-    found = {name: (point, *interval(replicates, level)) for name, (point, replicates) in replicated.items()}
+    n = subjects_of_rarer_class(y, subject_ids)
+    found = {name: (point, *interval(replicates, level, n)) for name, (point, replicates) in replicated.items()}
     found["ece"] = _error(y, p, subject_ids, draws, level)
     return [{"measure": name} | dict(zip(_ESTIMATE, found[name], strict=True)) for name in MEASURES]
 
@@ -158,8 +160,9 @@ def _bins(task: TaskPredictions, p: np.ndarray, draws: Draws, level: float) -> l
     rows = []
     for b in np.unique(which):
         rows_of_bin = which == b
+        n = subjects_of_rarer_class(task.y[rows_of_bin], task.subject_ids[rows_of_bin])
         with np.errstate(invalid="ignore"):
-            lower, upper = interval(sums[:, b] / sums[:, BINS + b], level)
+            lower, upper = interval(sums[:, b] / sums[:, BINS + b], level, n)
         found = {"bin": int(b) + 1, "predicted": float(p[rows_of_bin].mean())}
         found |= {"value": float(task.y[rows_of_bin].mean()), "lower": lower, "upper": upper}
         rows.append(found | task.only(rows_of_bin).counts())

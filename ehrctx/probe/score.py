@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,18 @@ import polars as pl
 
 from ehrctx.probe.by_task import Entry, TaskPredictions, count_labels
 from ehrctx.probe.delong import delong, delong_p
-from ehrctx.probe.statistics import FEW_POSITIVES, LESS_IS_BETTER, SCORES, Draws, holm, interval, two_sided_p
+from ehrctx.probe.statistics import (
+    FEW_POSITIVES,
+    LESS_IS_BETTER,
+    SCORES,
+    Draws,
+    holm,
+    interval,
+    subjects_of_mean,
+    subjects_of_rarer_class,
+    two_sided_p,
+    variances,
+)
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.study import Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
@@ -49,6 +60,20 @@ class Scored:
 
     found: dict[Entry, tuple[np.ndarray, np.ndarray]]
     counts: dict[str, int]
+    n: int  # the subjects of the rarer class
+    tasks: tuple[Scored, ...] = ()  # what a mean is over
+
+    def rests_on(self, replicates_of: Callable[[Scored], np.ndarray]) -> np.ndarray:
+        """On how many subjects a statistic rests for each score, float64[3]; `replicates_of` a task are its
+        replicates there, float64[replicates, 3]."""
+        if not self.tasks:
+            return np.full(len(SCORES), float(self.n))
+        return _subjects_of_mean(self.tasks, [replicates_of(task) for task in self.tasks])
+
+
+def _subjects_of_mean(tasks: Sequence[Scored], replicates: Sequence[np.ndarray]) -> np.ndarray:
+    """On how many subjects a mean over tasks rests; `replicates` are those of each, float64[replicates, 3]."""
+    return subjects_of_mean(np.stack([variances(of_task) for of_task in replicates]), np.array([[t.n] for t in tasks]))
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,7 @@ class ScoreTables:
 
 def _score(task: TaskPredictions, draws: Draws) -> Scored:
     found = {entry: draws.scores(task.y, p, task.subject_ids) for entry, p in task.p.items()}
-    return Scored(found, task.counts())
+    return Scored(found, task.counts(), subjects_of_rarer_class(task.y, task.subject_ids))
 
 
 def _mean(tasks: list[TaskPredictions], scored: list[Scored], entries: Iterable[Entry]) -> Scored:
@@ -72,7 +97,7 @@ def _mean(tasks: list[TaskPredictions], scored: list[Scored], entries: Iterable[
         points, replicates = zip(*(of_task.found[entry] for of_task in scored), strict=True)
         found[entry] = np.mean(points, axis=0), np.mean(replicates, axis=0)
     y, subject_ids = np.concatenate([t.y for t in tasks]), np.concatenate([t.subject_ids for t in tasks])
-    return Scored(found, count_labels(y, subject_ids))
+    return Scored(found, count_labels(y, subject_ids), subjects_of_rarer_class(y, subject_ids), tuple(scored))
 
 
 def _means(tasks: list[TaskPredictions], scored: list[Scored]) -> list[tuple[str, Scored]]:
@@ -91,11 +116,12 @@ def _means(tasks: list[TaskPredictions], scored: list[Scored]) -> list[tuple[str
     return means
 
 
-def _estimates(point: np.ndarray, replicates: np.ndarray, level: float) -> list[dict[str, Any]]:
-    """One row per score, of `point` float64[3] and `replicates` float64[replicates, 3]."""
+def _estimates(point: np.ndarray, replicates: np.ndarray, n: np.ndarray, level: float) -> list[dict[str, Any]]:
+    """One row per score, of `point` float64[3], `replicates` float64[replicates, 3] and how many subjects they rest on,
+    `n` float64[3]."""
     rows = []
     for s, name in enumerate(SCORES):
-        lower, upper = interval(replicates[:, s], level)
+        lower, upper = interval(replicates[:, s], level, n[s])
         rows.append({"score": name, "value": float(point[s]), "lower": lower, "upper": upper})
     return rows
 
@@ -106,22 +132,31 @@ def _delong_p(task: TaskPredictions, entries: list[Entry]) -> dict[tuple[Entry, 
     return {(entries[a], entries[b]): delong_p(auroc, covariance, a, b) for a, b in places}
 
 
+def _score_rows(name: str, scored: Scored, entry: Entry, level: float) -> list[dict[str, Any]]:
+    n = scored.rests_on(lambda of_task: of_task.found[entry][1])
+    identity = {"task": name, **entry._asdict()}
+    return [identity | row | scored.counts for row in _estimates(*scored.found[entry], n, level)]
+
+
+def _difference_rows(
+    name: str, scored: Scored, a: Entry, b: Entry, p_delong: float | None, level: float
+) -> list[dict[str, Any]]:
+    point, replicates = (x - z for x, z in zip(scored.found[a], scored.found[b], strict=True))
+    n = scored.rests_on(lambda of_task: of_task.found[a][1] - of_task.found[b][1])
+    identity = {"task": name, **a._asdict(), "reference": b.model, "reference_head": b.head}
+    rows = []
+    for s, row in enumerate(_estimates(point, replicates, n, level)):
+        tests = {"p": two_sided_p(replicates[:, s], n[s]), "p_delong": p_delong if row["score"] == "auroc" else None}
+        rows.append(identity | row | tests | scored.counts)
+    return rows
+
+
 def _differences(
     name: str, scored: Scored, delongs: Mapping[tuple[Entry, Entry], float], level: float
 ) -> list[dict[str, Any]]:
     """Every ordered pair of the entries that were fitted on all labels."""
-    rows = []
-    entries = [entry for entry in scored.found if entry.k == "all"]
-    for a, b in itertools.permutations(entries, 2):
-        point, replicates = (x - z for x, z in zip(scored.found[a], scored.found[b], strict=True))
-        identity = {"task": name, **a._asdict(), "reference": b.model, "reference_head": b.head}
-        for s, row in enumerate(_estimates(point, replicates, level)):
-            tests = {
-                "p": two_sided_p(replicates[:, s]),
-                "p_delong": delongs.get((a, b)) if row["score"] == "auroc" else None,
-            }
-            rows.append(identity | row | tests | scored.counts)
-    return rows
+    pairs = itertools.permutations([entry for entry in scored.found if entry.k == "all"], 2)
+    return [row for a, b in pairs for row in _difference_rows(name, scored, a, b, delongs.get((a, b)), level)]
 
 
 def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
@@ -149,52 +184,69 @@ def _wins(scored: list[Scored], level: float) -> list[dict[str, Any]]:
     sign = np.array([-1.0 if name in LESS_IS_BETTER else 1.0 for name in SCORES])
     rows: list[dict[str, Any]] = []
     for a in entries:
-        against: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        against: dict[str, list[tuple[np.ndarray, ...]]] = {}
         n_shared = []
         for b in (entry for entry in entries if entry != a):
-            both = [of_task.found for of_task in scored if a in of_task.found and b in of_task.found]
+            both = [of_task for of_task in scored if a in of_task.found and b in of_task.found]
             if not both:
                 continue
-            point, replicates = (
-                np.mean([(np.sign(sign * (found[a][part] - found[b][part])) + 1) / 2 for found in both], axis=0)
-                for part in (0, 1)
+            of_points, of_replicates = (
+                [(np.sign(sign * (t.found[a][part] - t.found[b][part])) + 1) / 2 for t in both] for part in (0, 1)
             )
-            against.setdefault(b.model, []).append((point, replicates))
+            rate = np.mean(of_points, axis=0), np.mean(of_replicates, axis=0), _subjects_of_mean(both, of_replicates)
+            against.setdefault(b.model, []).append(rate)
             n_shared.append(len(both))
-            rows += _win_rows(a, b.model, b.head, point, replicates, len(both), level)
+            rows += _win_rows(a, b.model, b.head, *rate, len(both), level)
         others = [heads for model, heads in against.items() if model != a.model] or list(against.values())
         if others:
             means = [np.mean([np.mean([rate[part] for rate in heads], 0) for heads in others], 0) for part in (0, 1)]
-            rows += _win_rows(a, ANY, "", means[0], means[1], min(n_shared), level)
+            least = np.min([rate[2] for heads in others for rate in heads], axis=0)
+            rows += _win_rows(a, ANY, "", means[0], means[1], least, min(n_shared), level)
     return rows
 
 
 def _win_rows(
-    entry: Entry, reference: str, head: str, point: np.ndarray, replicates: np.ndarray, n_tasks: int, level: float
+    entry: Entry,
+    reference: str,
+    head: str,
+    point: np.ndarray,
+    replicates: np.ndarray,
+    n: np.ndarray,
+    n_tasks: int,
+    level: float,
 ) -> list[dict[str, Any]]:
     identity = {"model": entry.model, "head": entry.head, "reference": reference, "reference_head": head}
-    return [identity | row | {"n_tasks": n_tasks} for row in _estimates(point, replicates, level)]
+    return [identity | row | {"n_tasks": n_tasks} for row in _estimates(point, replicates, n, level)]
 
 
 def _few_shot(name: str, scored: Scored, statistics: Statistics) -> list[dict[str, Any]]:
-    """Means over the draws of k labels. The interval draws both subjects and draws anew: each replicate takes the mean
-    over as many of the draws, with replacement."""
+    """Means over the draws of k labels."""
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in scored.found:
         if entry.k != "all":
             groups.setdefault((entry.model, entry.head, entry.k), []).append(entry)
-    rows: list[dict[str, Any]] = []
-    for (model, head, k), entries in groups.items():
-        points = np.stack([scored.found[entry][0] for entry in entries])
-        replicates = np.stack([scored.found[entry][1] for entry in entries], axis=1)
-        rng = np.random.default_rng(statistics.seed)  # the same draws for all models: paired
-        chosen = rng.integers(0, len(entries), size=(len(replicates), len(entries)))
-        means = np.take_along_axis(replicates, chosen[:, :, None], axis=1).mean(axis=1)
-        identity = {"task": name, "model": model, "head": head, "k": k, "n_draws": len(entries)}
-        deviations = points.std(axis=0, ddof=1) if len(entries) > 1 else np.full(len(SCORES), np.nan)
-        for s, row in enumerate(_estimates(points.mean(axis=0), means, statistics.level)):
-            rows.append(identity | row | {"deviation": float(deviations[s])} | scored.counts)
-    return rows
+    return [row for entries in groups.values() for row in _few_shot_rows(name, scored, entries, statistics)]
+
+
+def _few_shot_rows(name: str, scored: Scored, entries: list[Entry], statistics: Statistics) -> list[dict[str, Any]]:
+    """Of the draws of one k. The interval draws both subjects and draws anew: each replicate takes the mean over as
+    many of the draws, with replacement."""
+    rng = np.random.default_rng(statistics.seed)  # the same draws for all models: paired
+    chosen = rng.integers(0, len(entries), size=(statistics.replicates, len(entries)))
+
+    def means(of_task: Scored) -> np.ndarray:
+        replicates = np.stack([of_task.found[entry][1] for entry in entries], axis=1)
+        return np.take_along_axis(replicates, chosen[:, :, None], axis=1).mean(axis=1)
+
+    points = np.stack([scored.found[entry][0] for entry in entries])
+    deviations = points.std(axis=0, ddof=1) if len(entries) > 1 else np.full(len(SCORES), np.nan)
+    model, head, k, _ = entries[0]
+    identity = {"task": name, "model": model, "head": head, "k": k, "n_draws": len(entries)}
+    found = _estimates(points.mean(axis=0), means(scored), scored.rests_on(means), statistics.level)
+    return [
+        identity | row | {"deviation": float(deviation)} | scored.counts
+        for row, deviation in zip(found, deviations, strict=True)
+    ]
 
 
 def score_tables(tasks: Iterable[TaskPredictions], draws: Draws, statistics: Statistics) -> ScoreTables:
@@ -221,10 +273,10 @@ def score_tables(tasks: Iterable[TaskPredictions], draws: Draws, statistics: Sta
     named = [*means, *((task.task, of_task) for task, of_task in zip(of_tasks, scored, strict=True))]
     of_means = [row for name, mean in means for row in _differences(name, mean, {}, statistics.level)]
     rows = [
-        {"task": name, **entry._asdict(), **row, **of_task.counts}
+        row
         for name, of_task in named
-        for entry, values in of_task.found.items()
-        for row in _estimates(*values, statistics.level)
+        for entry in of_task.found
+        for row in _score_rows(name, of_task, entry, statistics.level)
     ]
     few_shot = [row for name, of_task in named for row in _few_shot(name, of_task, statistics)]
     return ScoreTables(

@@ -6,18 +6,20 @@ and tables, so that differences are paired. A weight of w counts a label w times
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 import numpy as np
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from ehrctx.study import Statistics
 
 SCORES = ("auroc", "auprc", "brier")
 LESS_IS_BETTER = ("brier",)
-# With fewer subjects that have a positive label, a percentile bootstrap over subjects covers clearly less than it says
-# (two subjects with 15 positive labels each: 39 % of its intervals call two equal models different). No verdict then.
+# With fewer subjects that have a positive label no verdict is drawn. Intervals of as few hold the truth as often as
+# they say in one population (docs/performance.md), but not in any.
 FEW_POSITIVES = 20
 _CELLS = 8_000_000  # replicates x labels held at once: 64 MB of float64
 
@@ -117,26 +119,62 @@ class Draws:
             return values.mean(axis=0), sums[:, :-1] / sums[:, -1:]
 
 
-def interval(replicates: np.ndarray, level: float) -> tuple[float, float]:
-    """Percentile interval over the replicates that are defined; (NaN, NaN) if fewer than half are."""
+def subjects_of_rarer_class(y: np.ndarray, subject_ids: np.ndarray) -> int:
+    """How many subjects have a label of the class that fewer have, of labels y bool[n]: what a score rests on."""
+    return min(len(np.unique(subject_ids[y])), len(np.unique(subject_ids[~y])))
+
+
+def variances(replicates: np.ndarray) -> np.ndarray:
+    """Of [replicates, ...] those that are defined, float64[...]; 0 where none is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nan_to_num(np.nanvar(replicates, axis=0))
+
+
+def subjects_of_mean(spread: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """On how many subjects the mean of independent scores rests, float64[...]; infinitely many if none varies.
+
+    `spread` float64[scores, ...] are the scores' variances, `n` [scores, ...] how many subjects each rests on: the
+    degrees of freedom by Satterthwaite (1946), and one more. One subject counts as two, who know next to nothing.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = spread.sum(axis=0) ** 2 / (spread**2 / (np.maximum(n, 2) - 1)).sum(axis=0)
+    return 1 + np.where(np.isnan(freedom), np.inf, freedom)
+
+
+def _t_of_z(n: float) -> tuple[float, float]:
+    """Degrees of freedom of n subjects, and what a bootstrap's z lacks of a t: it divides by n for n - 1."""
+    return min(n - 1, 1e9), np.sqrt(1 - 1 / n)
+
+
+def interval(replicates: np.ndarray, level: float, n: float) -> tuple[float, float]:
+    """Expanded percentile interval (Hesterberg 2015, The American Statistician 69:371) of a score of `n` subjects, over
+    the replicates that are defined; (NaN, NaN) if fewer than half are, or n is under 2.
+
+    Percentiles are too narrow for a small n: as a normal's quantiles are against Student's t, and as a variance that
+    divides by n is against one that divides by n - 1. The level is raised by as much.
+    """
     defined = replicates[np.isfinite(replicates)]
-    if len(defined) < len(replicates) / 2:
+    if n < 2 or len(defined) < len(replicates) / 2:
         return float("nan"), float("nan")
-    lower, upper = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    freedom, shrinkage = _t_of_z(n)
+    tail = float(ndtr(stdtrit(freedom, (1 - level) / 2) / shrinkage))
+    lower, upper = np.quantile(defined, [tail, 1 - tail])
     return float(lower), float(upper)
 
 
-def two_sided_p(replicates: np.ndarray) -> float:
-    """P value of "the difference is 0": the level at which the percentile interval would just reach 0.
+def two_sided_p(replicates: np.ndarray, n: float) -> float:
+    """P value of "the difference is 0": the level at which `interval` would just reach 0.
 
-    Twice the smaller share of replicates at or beyond 0, never less than 2 / (replicates + 1) (Davison and Hinkley
+    From twice the smaller share of replicates at or beyond 0, never less than 2 / (replicates + 1) (Davison and Hinkley
     1997, section 4.4); NaN where `interval` is.
     """
     defined = replicates[np.isfinite(replicates)]
-    if len(defined) < len(replicates) / 2:
+    if n < 2 or len(defined) < len(replicates) / 2:
         return float("nan")
     beyond = min((defined <= 0).sum(), (defined >= 0).sum())
-    return float(min(1.0, 2 * (1 + beyond) / (1 + len(defined))))
+    freedom, shrinkage = _t_of_z(n)
+    return float(2 * stdtr(freedom, shrinkage * min(0.0, ndtri((1 + beyond) / (1 + len(defined))))))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistic
             n_subjects = len(np.unique(of))
             if len(of) < settings.minimum_tokens or n_subjects < settings.minimum_subjects:
                 continue
-            lower, upper = interval(bootstrap_medians(perplexity[chosen], of, draws), statistics.level)
+            lower, upper = interval(bootstrap_medians(perplexity[chosen], of, draws), statistics.level, n_subjects)
             median = float(np.median(perplexity[chosen]))
             rows.append((int(low), int(high) - 1, kind, median, lower, upper, len(of), n_subjects))
     return pl.DataFrame(rows, schema=columns, orient="row")

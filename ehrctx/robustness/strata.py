@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.probe.by_task import EVALUATED, count_labels
-from ehrctx.probe.statistics import interval, subject_draws
+from ehrctx.probe.statistics import interval, subject_draws, subjects_of_mean, subjects_of_rarer_class, variances
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.study import Statistics
 from ehrctx.tasks.definition import MACRO
@@ -110,15 +110,22 @@ def _counts(tasks: Sequence[_Task], name: str, stratum: str) -> dict[str, int]:
     return count_labels(y, np.concatenate([t.subjects[t.subject[i]] for t, i in zip(tasks, inside, strict=True)]))
 
 
+def _subjects_of_strata(task: _Task, name: str) -> np.ndarray:
+    """On how many subjects the scores of STRATA rest, int64[5]; their difference on the fewer of its two."""
+    inside = [task.quartile[name] == q for q in range(len(QUARTILES))]
+    n = [subjects_of_rarer_class(task.y[i], task.subject[i]) for i in inside]
+    return np.array([*n, min(n[0], n[3])])
+
+
 def _rows(
-    task: str, of: Sequence[_Task], name: str, points: np.ndarray, replicates: np.ndarray, level: float
+    task: str, of: Sequence[_Task], name: str, points: np.ndarray, replicates: np.ndarray, n: np.ndarray, level: float
 ) -> list[dict[str, Any]]:
-    """The rows of one task (or of the macro mean of several) and one property."""
+    """The rows of one task (or of the macro mean of several) and one property; `n` [models, 5] subjects."""
     rows = []
     counts = [_counts(of, name, stratum) for stratum in STRATA]
     for m, (model, head) in enumerate(of[0].models):
         for s, stratum in enumerate(STRATA):
-            lower, upper = interval(replicates[:, m, s], level)
+            lower, upper = interval(replicates[:, m, s], level, n[m, s])
             identity = {"task": task, "model": model, "head": head, "property": name, "stratum": stratum}
             found = {"score": SCORE, "value": float(points[m, s]), "lower": lower, "upper": upper}
             rows.append(identity | found | counts[s])
@@ -142,7 +149,8 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
     n_models = held_out.select("model", "head").n_unique()
     rows: list[dict[str, Any]] = []
     shared: list[_Task] = []
-    totals = {name: (np.zeros(()), np.zeros(())) for name in STRATIFIED}
+    sums = dict.fromkeys(STRATIFIED, np.zeros(()))  # of the tasks' replicates
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {name: [] for name in STRATIFIED}
     for (task,), frame in held_out.group_by(["task"], maintain_order=True):
         found = _task(str(task), frame, properties, ids)
         if len(found.y) < len(QUARTILES):
@@ -152,10 +160,14 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
         drawn = draws[:, found.subjects].astype(np.float64)
         for name in STRATIFIED:
             points, replicates = _values(found, name, drawn)
-            rows += _rows(str(task), [found], name, points, replicates, statistics.level)
+            n = np.broadcast_to(_subjects_of_strata(found, name), points.shape)
+            rows += _rows(str(task), [found], name, points, replicates, n, statistics.level)
             if of_all:
-                totals[name] = (totals[name][0] + points, totals[name][1] + replicates)
+                sums[name] = sums[name] + replicates
+                parts[name].append((points, variances(replicates), n))
     if len(shared) > 1:
-        for name, (points, replicates) in totals.items():
-            rows += _rows(MACRO, shared, name, points / len(shared), replicates / len(shared), statistics.level)
+        for name in STRATIFIED:
+            points, spread, n = (np.stack(of_tasks) for of_tasks in zip(*parts[name], strict=True))
+            means = points.mean(axis=0), sums[name] / len(shared), subjects_of_mean(spread, n)
+            rows += _rows(MACRO, shared, name, *means, statistics.level)
     return pl.DataFrame(rows, schema=TABLE)

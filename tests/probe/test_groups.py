@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from by_hand import expanded, rarer
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -140,8 +141,9 @@ def test_scores_of_a_level_are_those_of_its_labels_alone():
             found = table.filter((pl.col("group") == group) & (pl.col("level") == level) & (pl.col("score") == score))
             row = found.row(0, named=True)
             assert row["value"] == pytest.approx(scores(y[inside], p[inside], np.ones((1, inside.sum())))[0, s])
-            assert (row["lower"], row["upper"]) == pytest.approx(tuple(np.nanquantile(own[:, s], [0.05, 0.95])))
-            limits = tuple(np.nanquantile(gap[:, s], [0.05, 0.95]))
+            n_inside, n_outside = (rarer(y[m], of[m]) for m in (inside, ~inside))
+            assert (row["lower"], row["upper"]) == pytest.approx(expanded(own[:, s], 0.9, n_inside))
+            limits = expanded(gap[:, s], 0.9, min(n_inside, n_outside))
             assert (row["difference_lower"], row["difference_upper"]) == pytest.approx(limits)
             assert (row["n"], row["n_positive"]) == (inside.sum(), y[inside].sum())
     assert table.filter(group="age")["difference"].null_count() == 3, "a group of one level has no others"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from by_hand import expanded, rarer
 
 from ehrctx.probe.by_task import Entry, TaskPredictions
 from ehrctx.probe.net_benefit import SMALLEST, TREAT_ALL, net_benefit_table
@@ -53,8 +54,9 @@ def test_values_intervals_and_gains_are_those_counted(made, threshold):
         replicates.append(counted(y, drawn, threshold))
         default = counted(y, np.ones(len(y)), threshold) if everybody > 0 else 0.0
         gains.append(replicates[-1] - default)
-    assert (found["lower"], found["upper"]) == pytest.approx(tuple(np.quantile(replicates, [0.05, 0.95])))
-    assert (found["gain_lower"], found["gain_upper"]) == pytest.approx(tuple(np.quantile(gains, [0.05, 0.95])))
+    n = rarer(task.y, task.subject_ids)
+    assert (found["lower"], found["upper"]) == pytest.approx(expanded(replicates, 0.9, n))
+    assert (found["gain_lower"], found["gain_upper"]) == pytest.approx(expanded(gains, 0.9, n))
     assert found["n_flagged_subjects"] == len(set(task.subject_ids[p >= threshold]))
 
 

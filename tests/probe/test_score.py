@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import polars.testing
 import pytest
+from by_hand import expanded, rarer, welch
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from ehrctx.errors import InputError
@@ -25,9 +26,9 @@ STATISTICS = Statistics(replicates=40, level=0.9, seed=2)
 SCORERS = {"auroc": roc_auc_score, "auprc": average_precision_score, "brier": brier_score_loss}
 
 
-def all_tables(predictions: Sequence[pl.DataFrame]) -> ScoreTables:
+def all_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics = STATISTICS) -> ScoreTables:
     frames = [frame.lazy() for frame in predictions]
-    return tables_of(by_task(frames), Draws.of(evaluated_subjects(frames), STATISTICS), STATISTICS)
+    return tables_of(by_task(frames), Draws.of(evaluated_subjects(frames), statistics), statistics)
 
 
 def score_tables(predictions: Sequence[pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -90,8 +91,8 @@ def test_scores_and_differences_of_the_held_out_split(frames, score):
         point[model], replicates[model] = SCORERS[score](y, p), bootstrap(frame, score)
         found = row(table, model=model, score=score)
         assert found["value"] == pytest.approx(point[model])
-        limits = np.quantile(replicates[model], [0.05, 0.95])
-        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        limits = expanded(replicates[model], 0.9, rarer(y, subjects))
+        assert (found["lower"], found["upper"]) == pytest.approx(limits)
         assert (found["n"], found["n_positive"], found["n_subjects"]) == (len(y), y.sum(), len(set(subjects)))
         assert found["n_positive_subjects"] == len(set(subjects[y]))
     assert table["task"].unique().to_list() == ["stay"], "one task has no macro mean"
@@ -99,8 +100,8 @@ def test_scores_and_differences_of_the_held_out_split(frames, score):
         found = row(differences, model=model, reference=reference, score=score)
         assert found["reference_head"] == "logistic_regression"
         assert found["value"] == pytest.approx(point[model] - point[reference])
-        limits = np.quantile(replicates[model] - replicates[reference], [0.05, 0.95])
-        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        limits = expanded(replicates[model] - replicates[reference], 0.9, rarer(y, subjects))
+        assert (found["lower"], found["upper"]) == pytest.approx(limits)
     assert differences.height == 2 * 3
 
 
@@ -129,13 +130,13 @@ def test_heads_of_one_model_are_compared_too(frames):
     assert table.height == 3 * 3
     assert differences.height == 3 * 2 * 3
     for score in SCORERS:
-        y, p, _ = held_out(frames["a"])
+        y, p, subjects = held_out(frames["a"])
         _, q, _ = held_out(forest)
         found = row(differences, score=score, model="a", head="random_forest", reference="a")
         assert found["reference_head"] == "logistic_regression"
         assert found["value"] == pytest.approx(SCORERS[score](y, q) - SCORERS[score](y, p))
-        limits = np.quantile(bootstrap(forest, score) - bootstrap(frames["a"], score), [0.05, 0.95])
-        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        limits = expanded(bootstrap(forest, score) - bootstrap(frames["a"], score), 0.9, rarer(y, subjects))
+        assert (found["lower"], found["upper"]) == pytest.approx(limits)
         back = row(differences, score=score, model="a", head="logistic_regression", reference="a")
         assert (back["reference_head"], back["value"]) == ("random_forest", -found["value"])
         assert (back["lower"], back["upper"]) == pytest.approx((-found["upper"], -found["lower"]))
@@ -155,7 +156,8 @@ def several_tasks() -> dict[str, dict[str, pl.DataFrame]]:
 
 
 def looped(tasks: dict[str, dict[str, pl.DataFrame]], model: str, score: str) -> tuple[float, np.ndarray]:
-    """The mean score over `tasks` and that of each replicate; draws over the held-out subjects of all three tasks."""
+    """The mean score over `tasks`, and the score of each task in each replicate, [tasks, replicates]; draws over the
+    held-out subjects of all three tasks."""
     everything = pl.concat([f for of_task in several_tasks().values() for f in of_task.values()])
     ids = everything.filter(pl.col("split") == "held_out")["subject_id"].unique().sort().to_list()
     draws = subject_draws(np.array(ids), STATISTICS)
@@ -168,7 +170,14 @@ def looped(tasks: dict[str, dict[str, pl.DataFrame]], model: str, score: str) ->
             repeated = [times[ids.index(s)] for s in subjects]
             of_replicates.append(SCORERS[score](np.repeat(y, repeated), np.repeat(p, repeated)))
         replicates.append(of_replicates)
-    return float(np.mean(points)), np.mean(replicates, axis=0)
+    return float(np.mean(points)), np.array(replicates)
+
+
+def limits_of_mean(tasks: dict[str, dict[str, pl.DataFrame]], replicates: np.ndarray) -> tuple[float, float]:
+    """The interval of a mean over `tasks` of which `replicates` [tasks, replicates] are those of each."""
+    labels = [held_out(of_task["a"]) for of_task in tasks.values()]
+    n = [rarer(y, subjects) for y, _, subjects in labels]
+    return expanded(np.mean(replicates, axis=0), 0.9, welch(list(zip(replicates, n, strict=True))))
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +195,7 @@ def test_macro_is_the_mean_over_the_tasks_that_every_model_predicted(with_macro,
     for model, (value, replicates) in values.items():
         found = row(table, task="macro", model=model, score=score)
         assert found["value"] == pytest.approx(value)
-        limits = np.quantile(replicates, [0.05, 0.95])
-        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        assert (found["lower"], found["upper"]) == pytest.approx(limits_of_mean(complete, replicates))
         assert found["n"] == sum(len(y) for y, _, _ in labels)
         assert found["n_positive"] == sum(y.sum() for y, _, _ in labels)
         assert found["n_positive_subjects"] == len({s for y, _, subjects in labels for s in subjects[y]})
@@ -196,8 +204,8 @@ def test_macro_is_the_mean_over_the_tasks_that_every_model_predicted(with_macro,
             if reference != model:
                 found = row(differences, task="macro", model=model, reference=reference, score=score)
                 assert found["value"] == pytest.approx(value - other)
-                limits = np.quantile(replicates - of_other, [0.05, 0.95])
-                assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+                limits = limits_of_mean(complete, replicates - of_other)
+                assert (found["lower"], found["upper"]) == pytest.approx(limits)
     assert differences.filter((pl.col("task") == "macro") & (pl.col("score") == score)).height == 3 * 2
 
 
@@ -206,10 +214,11 @@ def test_a_task_that_one_model_lacks_is_scored_all_the_same(with_macro):
     rare = table.filter(pl.col("task") == "rare")
     assert rare["model"].unique().sort().to_list() == ["a", "b"]
     assert differences.filter(pl.col("task") == "rare").height == 2 * 3
-    value, replicates = looped({"rare": several_tasks()["rare"]}, "b", "auroc")
+    alone = {"rare": several_tasks()["rare"]}
+    value, replicates = looped(alone, "b", "auroc")
     found = row(table, task="rare", model="b", score="auroc")
     assert found["value"] == pytest.approx(value)
-    assert (found["lower"], found["upper"]) == pytest.approx(tuple(np.quantile(replicates, [0.05, 0.95])))
+    assert (found["lower"], found["upper"]) == pytest.approx(limits_of_mean(alone, replicates))
 
 
 def test_a_single_complete_task_has_no_macro_mean():
@@ -256,8 +265,9 @@ def test_p_values_are_adjusted_within_their_family(with_macro, monkeypatch):
     assert with_macro[1]["sure"].null_count() == with_macro[1].height, "no verdict on few positive subjects"
     monkeypatch.setattr("ehrctx.probe.score.FEW_POSITIVES", 1)
     tasks = several_tasks()
-    _, differences = score_tables([f for of_task in tasks.values() for f in of_task.values()])
-    differences = differences.filter(pl.col("task") != "macro_many_positives")
+    statistics = STATISTICS.model_copy(update={"replicates": 400})  # with 40, no p is small enough for three tests
+    tables = all_tables([f for of_task in tasks.values() for f in of_task.values()], statistics)
+    differences = tables.differences.filter(pl.col("task") != "macro_many_positives")
     alpha = 1 - STATISTICS.level
     of_tasks = differences.filter(~pl.col("task").str.starts_with("macro"))
     for _, own in of_tasks.group_by("score", "model", "reference"):
@@ -295,7 +305,7 @@ def test_the_mean_over_tasks_with_many_positives(with_macro, monkeypatch):
         value, replicates = looped(over, "b", "auroc")
         found = row(tables.scores, task=name, model="b", score="auroc")
         assert found["value"] == pytest.approx(value)
-        assert (found["lower"], found["upper"]) == pytest.approx(tuple(np.quantile(replicates, [0.05, 0.95])))
+        assert (found["lower"], found["upper"]) == pytest.approx(limits_of_mean(over, replicates))
     monkeypatch.setattr("ehrctx.probe.score.FEW_POSITIVES", max(counts.values()) + 1)
     assert "macro_many_positives" not in set(all_tables(ab).scores["task"])
 
@@ -311,11 +321,10 @@ def test_wins_are_counted_over_the_tasks_of_both(score):
         for task, of_task in both.items():
             (x, of_x), (z, of_z) = (looped({task: of_task}, model, score) for model in (a, b))
             points.append(sign * (x - z) > 0)
-            replicates.append((sign * (of_x - of_z) > 0) + 0.5 * (of_x == of_z))
+            replicates.append(((sign * (of_x - of_z) > 0) + 0.5 * (of_x == of_z))[0])
         found = row(tables.wins, model=a, reference=b, score=score)
         assert found["value"] == pytest.approx(np.mean(points))
-        limits = np.quantile(np.mean(replicates, axis=0), [0.05, 0.95])
-        assert (found["lower"], found["upper"]) == pytest.approx(tuple(limits))
+        assert (found["lower"], found["upper"]) == pytest.approx(limits_of_mean(both, np.array(replicates)))
         assert found["n_tasks"] == len(both)
         rates[a, b] = found["value"]
     assert rates["c", "a"] == pytest.approx(1 - rates["a", "c"])
@@ -341,8 +350,11 @@ def test_few_shot_draws_are_averaged_and_compared_with_nothing_else():
         assert found["deviation"] == pytest.approx(own.std(ddof=1))
         assert found["n_draws"] == 3
         between = np.stack([bootstrap(frame, score) for frame in drawn])
-        narrow = np.quantile(between.mean(axis=0), 0.95) - np.quantile(between.mean(axis=0), 0.05)
-        assert found["upper"] - found["lower"] > narrow, "the draws of labels add to what the subjects leave open"
+        y, _, subjects = held_out(drawn[0])
+        narrow = expanded(between.mean(axis=0), 0.9, rarer(y, subjects))
+        assert found["upper"] - found["lower"] > narrow[1] - narrow[0], (
+            "the draws of labels add to what the subjects leave open"
+        )
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 1.5, -0.1])
