@@ -18,10 +18,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ehrctx import __version__
 from ehrctx.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -91,6 +94,12 @@ def new_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         _remove(partial)
+
+
+def write_table(table: pl.DataFrame, file: Path) -> None:
+    """Writes `table` as CSV. A number that is undefined is an empty cell, as one that is hidden."""
+    with new_file(file) as partial:
+        table.fill_nan(None).write_csv(partial, float_precision=6)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 from ehrctx import __version__
@@ -18,6 +19,7 @@ from ehrctx.artifacts import (
     new_file,
     read_manifest,
     require_same_input,
+    write_table,
 )
 from ehrctx.errors import InputError
 
@@ -258,3 +260,10 @@ def test_damaged_manifest_is_an_input_error(tmp_path, source):
 def test_a_place_below_a_file_is_an_input_error(tmp_path, source, writer):
     with pytest.raises(InputError, match=r"source\.csv cannot be made: .* Give another place"), writer(source / "out"):
         pass
+
+
+def test_a_table_has_empty_cells_where_nothing_is_defined_or_shown(tmp_path):
+    table = pl.DataFrame({"task": ["a", "b", "c"], "value": [0.12345678, float("nan"), None], "n": [1, 2, 3]})
+    write_table(table, tmp_path / "new" / "scores.csv")
+    assert (tmp_path / "new" / "scores.csv").read_text() == "task,value,n\na,0.123457,1\nb,,2\nc,,3\n"
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["scores.csv"]

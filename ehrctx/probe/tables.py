@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file, require_same_input
+from ehrctx.artifacts import fingerprint, new_file, require_same_input, write_table
 from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.events.meds import SPLITS
 from ehrctx.events.splits import read_splits
@@ -229,8 +229,7 @@ def write_scores(
         "curves": curves,
     }
     for name, frame in found.items():
-        with new_file(Path(out) / f"{name}.csv") as partial_file:
-            frame.write_csv(partial_file, float_precision=6)
+        write_table(frame, Path(out) / f"{name}.csv")
     provenance = {
         "statistics": statistics.model_dump(),
         "inputs": {

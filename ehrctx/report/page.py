@@ -84,7 +84,10 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
         if not file.is_file():
             verb = "robustness" if name in ("strata", "perplexity") else "score"
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
-        tables[name] = pl.read_csv(file, schema_overrides=_TYPES)
+        # an interval that is not there is no limit, and so on no side of any number
+        tables[name] = pl.read_csv(file, schema_overrides=_TYPES).with_columns(
+            pl.col("^(lower|upper)$").fill_null(float("nan"))
+        )
     # few_shot.csv has the others; scores of few labels are hidden
     scores = tables["scores"] = tables["scores"].filter(k="all").drop_nulls("value")
     tables["differences"] = tables["differences"].drop_nulls("value")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file, read_manifest
+from ehrctx.artifacts import fingerprint, new_file, read_manifest, write_table
 from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
@@ -79,8 +79,7 @@ def write_tables(
         "perplexity": tables["perplexity"].with_columns(mask(pl.col(c), privacy).alias(c) for c in ("n", "n_subjects")),
     }
     for name, table in written.items():
-        with new_file(Path(out) / f"{name}.csv") as file:
-            table.write_csv(file, float_precision=6)
+        write_table(table, Path(out) / f"{name}.csv")
     provenance = {
         "statistics": statistics.model_dump(),
         "perplexity": perplexity.model_dump(),

@@ -102,6 +102,7 @@ def test_each_reason_is_reported_to_the_end(cohort, repository, write_model, tmp
         table = pl.read_csv(report / f"{name}.csv")
         assert set(table["task"]) == set(others)
         assert all(math.isfinite(value) for value in table["value"])
+    assert not [file.name for file in report.glob("*.csv") if "NaN" in file.read_text()]
     counted = pl.read_csv(report / "labels.csv").with_columns(pl.col("note", "left_out").fill_null(""))
     assert dict(counted.filter(pl.col("task") != "guo_los").select("task", "note").rows()) == notes
     assert set(counted.filter(pl.col("task") == "nobody")["left_out"]) == {
