@@ -147,8 +147,9 @@ def _draw_task(axes: Axes, rows: pl.DataFrame, found: list[Family], score: str) 
         _log_contexts(axes, contexts)
 
 
-def panel_grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
-    """A figure of `n` panels; the panels, and the grid with the unused ones switched off."""
+def panel_grid(n: int, columns: int, height: float | None, sharey: bool) -> tuple[Figure, list[Axes], np.ndarray]:
+    """A figure of `n` panels, `height` inches each or as high as wide; the panels, and the grid with the unused ones
+    switched off."""
     if n == 0:
         figure, empty = plt.subplots(figsize=(_NARROWEST, 0.6), squeeze=False, layout="constrained")
         empty[0, 0].axis("off")
@@ -157,6 +158,7 @@ def panel_grid(n: int, columns: int, height: float, sharey: bool) -> tuple[Figur
     lines = -(-n // columns)
     columns = -(-n // lines)  # five panels are three and two, not four and one
     width = 12.4 if columns == 4 else max(_NARROWEST, 3.6 * columns)
+    height = min(3.8, width / columns) if height is None else height
     figure, grid = plt.subplots(
         lines, columns, figsize=(width, height * lines + 0.6), sharey=sharey, squeeze=False, layout="constrained"
     )

@@ -65,7 +65,7 @@ def titled(axes: Axes, task: str, lines: list[str]) -> None:
 def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figure:
     """Predicted against observed risk by tenths of the labels, with intervals; hollow: recalibrated."""
     tasks = judged_tasks(scores, reliability)
-    figure, panels, grid = panel_grid(len(tasks), 4, 3.1, sharey=False)
+    figure, panels, grid = panel_grid(len(tasks), 4, None, sharey=False)
     for axes, task in zip(panels, tasks, strict=True):
         top = 0.0
         for who in shown_of(scores, task):

@@ -23,7 +23,8 @@ from ehrctx.study import Perplexity, Statistics
 
 KIND = "token losses"
 KINDS = ("all", "first", "repeat")
-_CELLS = 8_000_000  # replicates x tokens held at once
+_CELLS = 8_000_000  # replicates x subjects held at once
+_BLOCKS = 256
 
 SCHEMA: dict[str, Any] = {
     "model": pl.String,
@@ -45,25 +46,40 @@ def position_bins(longest: int, per_octave: int) -> np.ndarray:
     return edges[: int(np.searchsorted(edges, longest, side="right")) + 1]
 
 
-def weighted_medians(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """For each row of weights [replicates, n], the smallest value that half of the weight does not exceed; NaN at 0."""
-    order = np.argsort(values, kind="stable")
-    cumulative = weights[:, order].cumsum(axis=1, dtype=np.int64)
-    total = cumulative[:, -1]
-    reached = (cumulative * 2 >= total[:, None]).argmax(axis=1)
-    return np.where(total > 0, values[order][reached], np.nan)
-
-
 def bootstrap_medians(values: np.ndarray, subject: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The median of `values` float64[n] in each replicate, some replicates at a time; float64[replicates].
+    """The median of `values` float64[n] in each replicate, float64[replicates]: the smallest value that half of what
+    was drawn does not exceed; NaN where nothing was.
 
     `draws` [replicates, subjects] says how often a replicate counts each subject, `subject` int64[n] whose a value is.
+    Sorted values are taken in blocks: sums over subjects tell in which one the median is, and only that one is counted.
     """
     order = np.argsort(values, kind="stable")
     values, subject = values[order], subject[order]
-    rows = max(1, _CELLS // max(1, len(values)))
-    blocks = range(0, len(draws), rows)
-    return np.concatenate([weighted_medians(values, draws[first : first + rows][:, subject]) for first in blocks])
+    n_blocks = int(np.clip(np.sqrt(len(values)), 1, _BLOCKS))
+    starts = np.linspace(0, len(values), n_blocks + 1).astype(np.int64)
+    block = np.repeat(np.arange(n_blocks), np.diff(starts))
+    held = np.bincount(subject * n_blocks + block, minlength=draws.shape[1] * n_blocks).reshape(-1, n_blocks)
+    rows = max(1, _CELLS // max(1, draws.shape[1]))
+    parts = [draws[first : first + rows] for first in range(0, len(draws), rows)]
+    return np.concatenate([_medians(values, subject, starts, held.astype(np.float64), part) for part in parts])
+
+
+def _medians(
+    values: np.ndarray, subject: np.ndarray, starts: np.ndarray, held: np.ndarray, draws: np.ndarray
+) -> np.ndarray:
+    """`held` float64[subjects, blocks]: how many values of each subject a block holds, from `starts` on."""
+    of_blocks = draws.astype(np.float64) @ held
+    cumulative = of_blocks.cumsum(axis=1)
+    half = cumulative[:, -1] / 2
+    reached_in = (cumulative >= half[:, None]).argmax(axis=1)
+    found = np.full(len(draws), np.nan)
+    for block in np.unique(reached_in[half > 0]):
+        rows = np.flatnonzero((reached_in == block) & (half > 0))
+        inside = slice(starts[block], starts[block + 1])
+        before = cumulative[rows, block] - of_blocks[rows, block]
+        reached = before[:, None] + draws[np.ix_(rows, subject[inside])].cumsum(axis=1, dtype=np.int64)
+        found[rows] = values[inside][(reached >= half[rows, None]).argmax(axis=1)]
+    return found
 
 
 def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistics: Statistics) -> pl.DataFrame:

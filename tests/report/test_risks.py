@@ -7,8 +7,9 @@ from typing import Any
 import polars as pl
 import pytest
 from matplotlib import pyplot as plt
-from planted import COUNTED, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
+from planted import COUNTED, FOURTEEN, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
 
+from ehrctx.probe.calibration import RELIABILITY_TABLE
 from ehrctx.report.few_shot import few_shot_sentence, score_by_k
 from ehrctx.report.page import _win_rows, read_tables, write_report
 from ehrctx.report.risks import (
@@ -75,6 +76,22 @@ def test_reliability_shows_bins_as_predicted_and_recalibrated(scores):
     assert (9, "#D55E00") in drawn
     assert (10, "white") in drawn, "recalibrated, hollow"
     assert not overlapping(visible_texts(figure))
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 14])
+def test_reliability_fits_the_figure_whatever_the_number_of_tasks(n):
+    tasks = FOURTEEN[:n]
+    scores = pl.DataFrame([score(t, "mamba-tiny-64", 0.8, n_positive_subjects="70") for t in FOURTEEN])
+    rows = [row for task in tasks for row in reliability_of(task, BEST, "none", 0.1)]
+    figure = reliability_curves(
+        pl.DataFrame(rows, schema=RELIABILITY_TABLE | dict.fromkeys(COUNTED, pl.String)), scores
+    )
+    texts = visible_texts(figure)
+    assert not overlapping(texts)
+    assert not cut_off(figure, texts)
+    shown = [a.get_title(loc="left") for a in figure.axes if a.axison]
+    assert shown == list(tasks)
     plt.close(figure)
 
 

@@ -19,11 +19,11 @@ from ehrctx.robustness.progression import (
     KIND,
     KINDS,
     SCHEMA,
+    bootstrap_medians,
     perplexity_by_position,
     perplexity_table,
     position_bins,
     read_token_losses,
-    weighted_medians,
 )
 from ehrctx.study import Perplexity, Statistics
 
@@ -62,28 +62,30 @@ def median_of_repeated(values: list[float], weights: list[int]) -> float:
 
 @hypothesis_settings(max_examples=150)
 @given(data=st.data(), n=st.integers(1, 25), replicates=st.integers(1, 5), cells=st.sampled_from([1, 30, 8_000_000]))
-def test_weighted_medians_are_lower_medians_of_repeated_values(data, n, replicates, cells):
+def test_bootstrap_medians_are_lower_medians_of_repeated_values(data, n, replicates, cells):
     number = st.sampled_from([1.0, 2.0, 2.5]) | st.floats(0, 1e6)  # ties among them
     values = data.draw(st.lists(number, min_size=n, max_size=n))
-    weights = data.draw(
-        st.lists(st.lists(st.integers(0, 4), min_size=n, max_size=n), min_size=replicates, max_size=replicates)
+    subject = data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n))
+    draws = data.draw(
+        st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=replicates, max_size=replicates)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CELLS", cells)
-        found = weighted_medians(np.array(values), np.array(weights))
-    np.testing.assert_array_equal(found, [median_of_repeated(values, row) for row in weights])
+        found = bootstrap_medians(np.array(values), np.array(subject), np.array(draws))
+    expected = [median_of_repeated(values, [row[s] for s in subject]) for row in draws]
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_weighted_medians_at_exact_halves():
-    values, weights = np.array([3.0, 1.0, 2.0]), np.array([[1, 1, 0], [1, 1, 2], [2, 1, 1], [0, 0, 0], [4, 2, 2]])
-    np.testing.assert_array_equal(weighted_medians(values, weights), [1.0, 2.0, 2.0, np.nan, 2.0])
+def test_bootstrap_medians_at_exact_halves():
+    values, draws = np.array([3.0, 1.0, 2.0]), np.array([[1, 1, 0], [1, 1, 2], [2, 1, 1], [0, 0, 0], [4, 2, 2]])
+    np.testing.assert_array_equal(bootstrap_medians(values, np.arange(3), draws), [1.0, 2.0, 2.0, np.nan, 2.0])
 
 
-def test_small_types_of_weights_do_not_overflow():
+def test_small_types_of_draws_do_not_overflow():
     """Draws are small numbers, but their sums are not."""
     values = np.arange(1_000.0)
-    weights = np.full((2, 1_000), 200, dtype=np.uint8)
-    assert weighted_medians(values, weights).tolist() == [499.0, 499.0]
+    draws = np.full((2, 10), 200, dtype=np.uint8)
+    assert bootstrap_medians(values, np.arange(1_000) % 10, draws).tolist() == [499.0, 499.0]
 
 
 def losses_frame(subjects: int = 15, seed: int = 0, longest: int = 70) -> pl.DataFrame:
