@@ -13,7 +13,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from ehrctx.probe.delong import delong
-from ehrctx.probe.statistics import SCORES, Draws, interval, scores, subjects_of_rarer_class
+from ehrctx.probe.statistics import SCORES, Draws, Intervals, scores
 from ehrctx.study import Statistics
 
 LEVEL = 0.95
@@ -41,11 +41,12 @@ def limits(y: np.ndarray, p: np.ndarray, of: np.ndarray, replicates: int) -> dic
     """Intervals of the first model's scores and of their difference to the second's."""
     draws = Draws.of(of, Statistics(replicates=replicates))
     a, b = (draws.scores(y, one, of)[1] for one in p)
-    n = subjects_of_rarer_class(y, of)
+    intervals = Intervals(LEVEL)
+    n = intervals.subjects(y, of)
     found = {}
     for s, name in enumerate(SCORES):
-        found[name] = interval(a[:, s], LEVEL, n)
-        found[f"{name} difference"] = interval(a[:, s] - b[:, s], LEVEL, n)
+        found[name] = intervals.of(a[:, s], n)
+        found[f"{name} difference"] = intervals.of(a[:, s] - b[:, s], n)
     return found
 
 

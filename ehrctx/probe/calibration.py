@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from ehrctx.probe.by_task import Entry, TaskPredictions
-from ehrctx.probe.statistics import Draws, interval, subjects_of_rarer_class
+from ehrctx.probe.statistics import Draws, Intervals
 from ehrctx.probe.suppression import COUNTS
 
 BINS = 10
@@ -122,7 +122,7 @@ def _slope_and_intercept(y: np.ndarray, x: np.ndarray, subject_ids: np.ndarray, 
 
 
 def _error(
-    y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, level: float
+    y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, intervals: Intervals
 ) -> tuple[float, float, float]:
     """Expected calibration error over `quantile_bins`, the mean distance of predicted and observed; and its interval.
 
@@ -134,25 +134,26 @@ def _error(
     gaps, of_replicates = draws.means(np.eye(BINS)[quantile_bins(p)] * (p - y)[:, None], subject_ids)
     error = float(np.abs(gaps).sum())
     errors = np.abs(of_replicates).sum(axis=1)
-    n = subjects_of_rarer_class(y, subject_ids)
-    _, noise = interval(np.abs(of_replicates - gaps).sum(axis=1), level, n)
-    return error, max(0.0, error - noise), error + float(np.nanmean(errors)) - interval(errors, level, n)[0]
+    n = intervals.subjects(y, subject_ids)
+    _, noise = intervals.of(np.abs(of_replicates - gaps).sum(axis=1), n)
+    upper = error + float(np.nanmean(errors)) - intervals.of(errors, n)[0]
+    return error, float(np.maximum(0.0, error - noise)), upper
 
 
 def _measures(
-    y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, level: float
+    y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, intervals: Intervals
 ) -> list[dict[str, Any]]:
     """One row for each of MEASURES."""
     brier, of_replicates = draws.means(((p - y) ** 2)[:, None], subject_ids)
     replicated = _slope_and_intercept(y, logits(p), subject_ids, draws)
     replicated["brier"] = float(brier[0]), of_replicates[:, 0]
-    n = subjects_of_rarer_class(y, subject_ids)
-    found = {name: (point, *interval(replicates, level, n)) for name, (point, replicates) in replicated.items()}
-    found["ece"] = _error(y, p, subject_ids, draws, level)
+    n = intervals.subjects(y, subject_ids)
+    found = {name: (point, *intervals.of(replicates, n)) for name, (point, replicates) in replicated.items()}
+    found["ece"] = _error(y, p, subject_ids, draws, intervals)
     return [{"measure": name} | dict(zip(_ESTIMATE, found[name], strict=True)) for name in MEASURES]
 
 
-def _bins(task: TaskPredictions, p: np.ndarray, draws: Draws, level: float) -> list[dict[str, Any]]:
+def _bins(task: TaskPredictions, p: np.ndarray, draws: Draws, intervals: Intervals) -> list[dict[str, Any]]:
     """The reliability curve: the mean prediction and the share of positive labels of each bin that is not empty."""
     which = quantile_bins(p)
     inside = np.eye(BINS)[which]
@@ -160,9 +161,9 @@ def _bins(task: TaskPredictions, p: np.ndarray, draws: Draws, level: float) -> l
     rows = []
     for b in np.unique(which):
         rows_of_bin = which == b
-        n = subjects_of_rarer_class(task.y[rows_of_bin], task.subject_ids[rows_of_bin])
+        n = intervals.subjects(task.y[rows_of_bin], task.subject_ids[rows_of_bin])
         with np.errstate(invalid="ignore"):
-            lower, upper = interval(sums[:, b] / sums[:, BINS + b], level, n)
+            lower, upper = intervals.of(sums[:, b] / sums[:, BINS + b], n)
         found = {"bin": int(b) + 1, "predicted": float(p[rows_of_bin].mean())}
         found |= {"value": float(task.y[rows_of_bin].mean()), "lower": lower, "upper": upper}
         rows.append(found | task.only(rows_of_bin).counts())
@@ -180,7 +181,7 @@ def variants(task: TaskPredictions, tuning: TaskPredictions | None, entry: Entry
 
 
 def calibration_tables(
-    tasks: Iterable[tuple[TaskPredictions, TaskPredictions | None]], draws: Draws, level: float
+    tasks: Iterable[tuple[TaskPredictions, TaskPredictions | None]], draws: Draws, intervals: Intervals
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """CALIBRATION_TABLE and RELIABILITY_TABLE of the heads fitted on all labels; `tasks` are (held-out, tuning).
 
@@ -193,6 +194,6 @@ def calibration_tables(
             for recalibration, p in variants(task, tuning, entry).items():
                 who = {"task": task.task, "model": entry.model, "head": entry.head, "recalibration": recalibration}
                 counts = task.counts()
-                measures += [who | row | counts for row in _measures(task.y, p, task.subject_ids, draws, level)]
-                bins += [who | row for row in _bins(task, p, draws, level)]
+                measures += [who | row | counts for row in _measures(task.y, p, task.subject_ids, draws, intervals)]
+                bins += [who | row for row in _bins(task, p, draws, intervals)]
     return pl.DataFrame(measures, schema=CALIBRATION_TABLE), pl.DataFrame(bins, schema=RELIABILITY_TABLE)

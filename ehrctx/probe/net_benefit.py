@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrctx.probe.by_task import TaskPredictions
 from ehrctx.probe.calibration import AS_PREDICTED, variants
-from ehrctx.probe.statistics import Draws, interval, subjects_of_rarer_class
+from ehrctx.probe.statistics import Draws, Intervals
 from ehrctx.probe.suppression import COUNTS
 
 TREAT_ALL = "treat all"
@@ -45,7 +45,7 @@ def net_benefit_table(
     tasks: Iterable[tuple[TaskPredictions, TaskPredictions | None]],
     draws: Draws,
     thresholds: tuple[float, ...],
-    level: float,
+    intervals: Intervals,
 ) -> pl.DataFrame:
     """TABLE of the heads fitted on all labels and of treating all; `tasks` are (held-out, tuning), as for calibration.
 
@@ -56,7 +56,7 @@ def net_benefit_table(
     at = np.array(thresholds)
     for task, tuning in tasks:
         y, subject_ids, counts = task.y, task.subject_ids, task.counts()
-        n = subjects_of_rarer_class(y, subject_ids)
+        n = intervals.subjects(y, subject_ids)
         everybody = np.ones(len(y))
         of_all = draws.means(net_benefits(y, everybody, at), subject_ids)
         default, default_replicates = (np.where(of_all[0] > 0, benefit, 0.0) for benefit in of_all)
@@ -67,8 +67,8 @@ def net_benefit_table(
             point, replicates = draws.means(net_benefits(y, p, at), subject_ids)
             for i, threshold in enumerate(thresholds):
                 flagged = p >= threshold
-                lower, upper = interval(replicates[:, i], level, n)
-                gain_lower, gain_upper = interval(replicates[:, i] - default_replicates[:, i], level, n)
+                lower, upper = intervals.of(replicates[:, i], n)
+                gain_lower, gain_upper = intervals.of(replicates[:, i] - default_replicates[:, i], n)
                 rows.append(
                     {"task": task.task, "model": model, "head": head, "recalibration": recalibration}
                     | {"threshold": threshold, "value": float(point[i]), "lower": lower, "upper": upper}

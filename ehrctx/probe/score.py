@@ -17,18 +17,17 @@ from ehrctx.probe.statistics import (
     LESS_IS_BETTER,
     SCORES,
     Draws,
+    Intervals,
     holm,
-    interval,
     subjects_of_mean,
-    subjects_of_rarer_class,
-    two_sided_p,
     variances,
 )
-from ehrctx.probe.suppression import COUNTS
-from ehrctx.study import Statistics
+from ehrctx.probe.suppression import COUNTS, are_shown
+from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
 ANY = "any other"  # the reference of a win rate against all others
+_RESTS_ON = "_rests_on"  # subjects of the rarer class
 
 _IDENTITY: dict[str, Any] = {**dict.fromkeys(("task", *Entry._fields), pl.String), "replicate": pl.Int64}
 _REFERENCE = dict.fromkeys(("reference", "reference_head"), pl.String)
@@ -56,11 +55,11 @@ FEW_SHOT_TABLE: dict[str, Any] = {
 @dataclass(frozen=True)
 class Scored:
     """One task, or the mean over several: each entry's scores (float64[3]) and those of each replicate
-    (float64[replicates, 3]); and the labels that they are of."""
+    (float64[replicates, 3]); the labels that they are of, and how many subjects of the rarer class these have."""
 
     found: dict[Entry, tuple[np.ndarray, np.ndarray]]
     counts: dict[str, int]
-    n: int  # the subjects of the rarer class
+    n: int
     tasks: tuple[Scored, ...] = ()  # what a mean is over
 
     def rests_on(self, replicates_of: Callable[[Scored], np.ndarray]) -> np.ndarray:
@@ -68,12 +67,15 @@ class Scored:
         replicates there, float64[replicates, 3]."""
         if not self.tasks:
             return np.full(len(SCORES), float(self.n))
-        return _subjects_of_mean(self.tasks, [replicates_of(task) for task in self.tasks])
+        return _over_tasks([replicates_of(task) for task in self.tasks], [task.n for task in self.tasks], self.n)
 
 
-def _subjects_of_mean(tasks: Sequence[Scored], replicates: Sequence[np.ndarray]) -> np.ndarray:
-    """On how many subjects a mean over tasks rests; `replicates` are those of each, float64[replicates, 3]."""
-    return subjects_of_mean(np.stack([variances(of_task) for of_task in replicates]), np.array([[t.n] for t in tasks]))
+def _over_tasks(replicates: Sequence[np.ndarray], n: Sequence[Any], of_all: float) -> np.ndarray:
+    """On how many subjects a mean over tasks rests, from each task's replicates and subjects: not on more than `of_all`
+    tasks together, who are the same in many."""
+    spread = np.stack([variances(of_task) for of_task in replicates])
+    subjects = np.stack([np.broadcast_to(of_task, len(SCORES)) for of_task in n])
+    return np.minimum(subjects_of_mean(spread, subjects), of_all)
 
 
 @dataclass(frozen=True)
@@ -86,42 +88,51 @@ class ScoreTables:
     few_shot: pl.DataFrame
 
 
-def _score(task: TaskPredictions, draws: Draws) -> Scored:
+def _score(task: TaskPredictions, draws: Draws, intervals: Intervals) -> Scored:
     found = {entry: draws.scores(task.y, p, task.subject_ids) for entry, p in task.p.items()}
-    return Scored(found, task.counts(), subjects_of_rarer_class(task.y, task.subject_ids))
+    return Scored(found, task.counts(), intervals.subjects(task.y, task.subject_ids))
 
 
-def _mean(tasks: list[TaskPredictions], scored: list[Scored], entries: Iterable[Entry]) -> Scored:
+def _mean(tasks: list[TaskPredictions], scored: list[Scored], entries: Iterable[Entry], intervals: Intervals) -> Scored:
     found = {}
     for entry in entries:
         points, replicates = zip(*(of_task.found[entry] for of_task in scored), strict=True)
         found[entry] = np.mean(points, axis=0), np.mean(replicates, axis=0)
     y, subject_ids = np.concatenate([t.y for t in tasks]), np.concatenate([t.subject_ids for t in tasks])
-    return Scored(found, count_labels(y, subject_ids), subjects_of_rarer_class(y, subject_ids), tuple(scored))
+    return Scored(found, count_labels(y, subject_ids), intervals.subjects(y, subject_ids), tuple(scored))
 
 
-def _means(tasks: list[TaskPredictions], scored: list[Scored]) -> list[tuple[str, Scored]]:
+def _means(
+    tasks: list[TaskPredictions], scored: list[Scored], privacy: Privacy, intervals: Intervals
+) -> list[tuple[str, Scored]]:
     """For the entries of each k: the mean over the tasks that all of them predicted, and over those of these that have
-    enough positive subjects; each only of two tasks or more."""
+    enough positive subjects; each only of two tasks or more.
+
+    Tasks with hidden counts are left out: their scores, which would tell them, are the mean less all the others.
+    """
     by_k: dict[str, list[Entry]] = {}
     for entry in dict.fromkeys(entry for of_task in scored for entry in of_task.found):
         by_k.setdefault(entry.k, []).append(entry)
     means = []
     for entries in by_k.values():
-        complete = [i for i, of_task in enumerate(scored) if of_task.found.keys() >= set(entries)]
+        complete = [
+            i
+            for i, of_task in enumerate(scored)
+            if of_task.found.keys() >= set(entries) and are_shown(of_task.counts, privacy)
+        ]
         many = [i for i in complete if scored[i].counts["n_positive_subjects"] >= FEW_POSITIVES]
         for name, over in ((MACRO, complete), (MACRO_MANY_POSITIVES, many)):
             if len(over) > 1:
-                means.append((name, _mean([tasks[i] for i in over], [scored[i] for i in over], entries)))
+                means.append((name, _mean([tasks[i] for i in over], [scored[i] for i in over], entries, intervals)))
     return means
 
 
-def _estimates(point: np.ndarray, replicates: np.ndarray, n: np.ndarray, level: float) -> list[dict[str, Any]]:
+def _estimates(point: np.ndarray, replicates: np.ndarray, n: np.ndarray, intervals: Intervals) -> list[dict[str, Any]]:
     """One row per score, of `point` float64[3], `replicates` float64[replicates, 3] and how many subjects they rest on,
     `n` float64[3]."""
     rows = []
     for s, name in enumerate(SCORES):
-        lower, upper = interval(replicates[:, s], level, n[s])
+        lower, upper = intervals.of(replicates[:, s], n[s])
         rows.append({"score": name, "value": float(point[s]), "lower": lower, "upper": upper})
     return rows
 
@@ -132,31 +143,34 @@ def _delong_p(task: TaskPredictions, entries: list[Entry]) -> dict[tuple[Entry, 
     return {(entries[a], entries[b]): delong_p(auroc, covariance, a, b) for a, b in places}
 
 
-def _score_rows(name: str, scored: Scored, entry: Entry, level: float) -> list[dict[str, Any]]:
+def _score_rows(name: str, scored: Scored, entry: Entry, intervals: Intervals) -> list[dict[str, Any]]:
     n = scored.rests_on(lambda of_task: of_task.found[entry][1])
     identity = {"task": name, **entry._asdict()}
-    return [identity | row | scored.counts for row in _estimates(*scored.found[entry], n, level)]
+    return [identity | row | scored.counts for row in _estimates(*scored.found[entry], n, intervals)]
 
 
 def _difference_rows(
-    name: str, scored: Scored, a: Entry, b: Entry, p_delong: float | None, level: float
+    name: str, scored: Scored, a: Entry, b: Entry, p_delong: float | None, intervals: Intervals
 ) -> list[dict[str, Any]]:
     point, replicates = (x - z for x, z in zip(scored.found[a], scored.found[b], strict=True))
     n = scored.rests_on(lambda of_task: of_task.found[a][1] - of_task.found[b][1])
     identity = {"task": name, **a._asdict(), "reference": b.model, "reference_head": b.head}
     rows = []
-    for s, row in enumerate(_estimates(point, replicates, n, level)):
-        tests = {"p": two_sided_p(replicates[:, s], n[s]), "p_delong": p_delong if row["score"] == "auroc" else None}
-        rows.append(identity | row | tests | scored.counts)
+    for s, row in enumerate(_estimates(point, replicates, n, intervals)):
+        tests = {
+            "p": intervals.two_sided_p(replicates[:, s], n[s]),
+            "p_delong": p_delong if row["score"] == "auroc" and scored.n else None,
+        }
+        rows.append(identity | row | tests | scored.counts | {_RESTS_ON: scored.n})
     return rows
 
 
 def _differences(
-    name: str, scored: Scored, delongs: Mapping[tuple[Entry, Entry], float], level: float
+    name: str, scored: Scored, delongs: Mapping[tuple[Entry, Entry], float], intervals: Intervals
 ) -> list[dict[str, Any]]:
     """Every ordered pair of the entries that were fitted on all labels."""
     pairs = itertools.permutations([entry for entry in scored.found if entry.k == "all"], 2)
-    return [row for a, b in pairs for row in _difference_rows(name, scored, a, b, delongs.get((a, b)), level)]
+    return [row for a, b in pairs for row in _difference_rows(name, scored, a, b, delongs.get((a, b)), intervals)]
 
 
 def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
@@ -167,17 +181,17 @@ def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
         "_pair": pl.when(is_mean).then(pl.lit("")).otherwise(pl.concat_str("model", "head", separator="\0")),
         "_mean": pl.when(is_mean).then(pl.col("task")).otherwise(pl.lit("")),
     }
-    is_judged = pl.col("n_positive_subjects") >= FEW_POSITIVES
+    is_judged = pl.col(_RESTS_ON) >= FEW_POSITIVES
     adjusted = pl.col("p").map_batches(lambda p: pl.Series(holm(p.to_numpy())), return_dtype=pl.Float64)
     return (
         differences.with_columns(**family)
         .with_columns(p_holm=adjusted.over("score", "reference", "reference_head", *family))
         .with_columns(sure=pl.when(pl.col("p_holm").is_finite() & is_judged).then(pl.col("p_holm") < 1 - level))
-        .drop(*family)
+        .drop(*family, _RESTS_ON)
     )
 
 
-def _wins(scored: list[Scored], level: float) -> list[dict[str, Any]]:
+def _wins(scored: list[Scored], intervals: Intervals) -> list[dict[str, Any]]:
     """In which share of tasks each entry's score is better than another's (a tie counts half), over the tasks that both
     predicted; and the mean of that over all other models, of which the heads of one count as one."""
     entries = list(dict.fromkeys(entry for of_task in scored for entry in of_task.found if entry.k == "all"))
@@ -193,15 +207,16 @@ def _wins(scored: list[Scored], level: float) -> list[dict[str, Any]]:
             of_points, of_replicates = (
                 [(np.sign(sign * (t.found[a][part] - t.found[b][part])) + 1) / 2 for t in both] for part in (0, 1)
             )
-            rate = np.mean(of_points, axis=0), np.mean(of_replicates, axis=0), _subjects_of_mean(both, of_replicates)
+            n = _over_tasks(of_replicates, [t.n for t in both], np.inf)
+            rate = np.mean(of_points, axis=0), np.mean(of_replicates, axis=0), n
             against.setdefault(b.model, []).append(rate)
             n_shared.append(len(both))
-            rows += _win_rows(a, b.model, b.head, *rate, len(both), level)
+            rows += _win_rows(a, b.model, b.head, *rate, len(both), intervals)
         others = [heads for model, heads in against.items() if model != a.model] or list(against.values())
         if others:
             means = [np.mean([np.mean([rate[part] for rate in heads], 0) for heads in others], 0) for part in (0, 1)]
             least = np.min([rate[2] for heads in others for rate in heads], axis=0)
-            rows += _win_rows(a, ANY, "", means[0], means[1], least, min(n_shared), level)
+            rows += _win_rows(a, ANY, "", means[0], means[1], least, min(n_shared), intervals)
     return rows
 
 
@@ -213,77 +228,97 @@ def _win_rows(
     replicates: np.ndarray,
     n: np.ndarray,
     n_tasks: int,
-    level: float,
+    intervals: Intervals,
 ) -> list[dict[str, Any]]:
     identity = {"model": entry.model, "head": entry.head, "reference": reference, "reference_head": head}
-    return [identity | row | {"n_tasks": n_tasks} for row in _estimates(point, replicates, n, level)]
+    return [identity | row | {"n_tasks": n_tasks} for row in _estimates(point, replicates, n, intervals)]
 
 
-def _few_shot(name: str, scored: Scored, statistics: Statistics) -> list[dict[str, Any]]:
+def _few_shot(name: str, scored: Scored, statistics: Statistics, intervals: Intervals) -> list[dict[str, Any]]:
     """Means over the draws of k labels."""
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in scored.found:
         if entry.k != "all":
             groups.setdefault((entry.model, entry.head, entry.k), []).append(entry)
-    return [row for entries in groups.values() for row in _few_shot_rows(name, scored, entries, statistics)]
+    return [row for entries in groups.values() for row in _few_shot_rows(name, scored, entries, statistics, intervals)]
 
 
-def _few_shot_rows(name: str, scored: Scored, entries: list[Entry], statistics: Statistics) -> list[dict[str, Any]]:
-    """Of the draws of one k. The interval draws both subjects and draws anew: each replicate takes the mean over as
-    many of the draws, with replacement."""
+def _few_shot_rows(
+    name: str, scored: Scored, entries: list[Entry], statistics: Statistics, intervals: Intervals
+) -> list[dict[str, Any]]:
+    """Of the draws of one k. The interval draws both subjects and draws anew: each replicate takes the mean over all
+    draws but one, with replacement, which varies as the mean over all does (Rao and Wu 1988)."""
     rng = np.random.default_rng(statistics.seed)  # the same draws for all models: paired
-    chosen = rng.integers(0, len(entries), size=(statistics.replicates, len(entries)))
+    chosen = rng.integers(0, len(entries), size=(statistics.replicates, max(1, len(entries) - 1)))
 
     def means(of_task: Scored) -> np.ndarray:
         replicates = np.stack([of_task.found[entry][1] for entry in entries], axis=1)
         return np.take_along_axis(replicates, chosen[:, :, None], axis=1).mean(axis=1)
 
+    if scored.tasks:
+        n = _over_tasks([means(t) for t in scored.tasks], [_rest_on(t, entries) for t in scored.tasks], scored.n)
+    else:
+        n = _rest_on(scored, entries)
     points = np.stack([scored.found[entry][0] for entry in entries])
     deviations = points.std(axis=0, ddof=1) if len(entries) > 1 else np.full(len(SCORES), np.nan)
     model, head, k, _ = entries[0]
     identity = {"task": name, "model": model, "head": head, "k": k, "n_draws": len(entries)}
-    found = _estimates(points.mean(axis=0), means(scored), scored.rests_on(means), statistics.level)
     return [
         identity | row | {"deviation": float(deviation)} | scored.counts
-        for row, deviation in zip(found, deviations, strict=True)
+        for row, deviation in zip(_estimates(points.mean(axis=0), means(scored), n, intervals), deviations, strict=True)
     ]
 
 
-def score_tables(tasks: Iterable[TaskPredictions], draws: Draws, statistics: Statistics) -> ScoreTables:
+def _rest_on(task: Scored, entries: list[Entry]) -> np.ndarray:
+    """On how many subjects, or draws, a mean over draws rests: on each by what it adds to the variance; float64[3].
+
+    A single draw rests on the subjects alone: what another would have given is not known."""
+    if len(entries) == 1:
+        return np.full(len(SCORES), float(task.n))
+    points, replicates = (np.stack([task.found[entry][part] for entry in entries]) for part in (0, 1))
+    spread = np.stack([variances(replicates.mean(axis=0)), points.var(axis=0, ddof=1) / len(entries)])
+    return subjects_of_mean(spread, np.array([[task.n], [len(entries)]]))
+
+
+def score_tables(
+    tasks: Iterable[TaskPredictions], draws: Draws, statistics: Statistics, privacy: Privacy
+) -> ScoreTables:
     """What the held-out labels say of each entry, each pair of entries, and each number of labels per class.
 
     The difference is the entry's score minus the reference's (for Brier, less is better); differences and wins are of
     heads fitted on all labels alone. The task "macro" is the unweighted mean over the tasks that every entry (of one k)
-    predicted, "macro_many_positives" that over those of them with at least `FEW_POSITIVES` positive subjects: their n
-    and n_positive are sums over tasks, their subjects distinct.
+    predicted and whose counts `privacy` shows, "macro_many_positives" that over those of them with at least
+    `FEW_POSITIVES` positive subjects: their n and n_positive are sums over tasks, their subjects distinct.
 
     `p` is the bootstrap's p value of a difference, `p_holm` the same for being one of many tests, `sure` whether it is
-    under 1 - level (empty where fewer than `FEW_POSITIVES` subjects have a positive label), `p_delong` the cross-check
-    of an AUROC's `p` in closed form.
+    under 1 - level (empty where fewer than `FEW_POSITIVES` subjects have a label of either class), `p_delong` the
+    cross-check of an AUROC's `p` in closed form.
     """
+    intervals = Intervals(statistics.level, max(2, privacy.minimum_count))
     of_tasks, scored = [], []
     differences: list[dict[str, Any]] = []
     for task in tasks:
         of_tasks.append(TaskPredictions(task.task, task.y, task.subject_ids, task.times, {}))  # the labels alone
-        scored.append(_score(task, draws))
+        scored.append(_score(task, draws, intervals))
         entries = list(task.on_all_labels().p)
         delongs = _delong_p(task, entries) if len(entries) > 1 else {}
-        differences += _differences(task.task, scored[-1], delongs, statistics.level)
-    means = _means(of_tasks, scored)
+        differences += _differences(task.task, scored[-1], delongs, intervals)
+    shown = [of_task for of_task in scored if are_shown(of_task.counts, privacy)]
+    means = _means(of_tasks, scored, privacy, intervals)
     named = [*means, *((task.task, of_task) for task, of_task in zip(of_tasks, scored, strict=True))]
-    of_means = [row for name, mean in means for row in _differences(name, mean, {}, statistics.level)]
+    of_means = [row for name, mean in means for row in _differences(name, mean, {}, intervals)]
     rows = [
         row
         for name, of_task in named
         for entry in of_task.found
-        for row in _score_rows(name, of_task, entry, statistics.level)
+        for row in _score_rows(name, of_task, entry, intervals)
     ]
-    few_shot = [row for name, of_task in named for row in _few_shot(name, of_task, statistics)]
+    few_shot = [row for name, of_task in named for row in _few_shot(name, of_task, statistics, intervals)]
     return ScoreTables(
         scores=pl.DataFrame(rows, schema=SCORE_TABLE),
-        differences=_with_holm(pl.DataFrame(of_means + differences, schema=DIFFERENCE_TABLE), statistics.level).select(
-            list(DIFFERENCE_TABLE)
-        ),
-        wins=pl.DataFrame(_wins(scored, statistics.level), schema=WIN_TABLE),
+        differences=_with_holm(
+            pl.DataFrame(of_means + differences, schema=DIFFERENCE_TABLE | {_RESTS_ON: pl.Int64}), statistics.level
+        ).select(list(DIFFERENCE_TABLE)),
+        wins=pl.DataFrame(_wins(shown, intervals), schema=WIN_TABLE),
         few_shot=pl.DataFrame(few_shot, schema=FEW_SHOT_TABLE),
     )

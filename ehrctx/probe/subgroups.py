@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.probe.by_task import TaskPredictions
-from ehrctx.probe.statistics import SCORES, Draws, interval, subjects_of_rarer_class
+from ehrctx.probe.statistics import SCORES, Draws, Intervals
 from ehrctx.probe.suppression import COUNTS
 
 HISTORY = "history"
@@ -70,14 +70,14 @@ def _of_levels(
     return found
 
 
-def _subjects_inside_and_outside(task: TaskPredictions, mask: np.ndarray) -> tuple[int, int]:
+def _subjects_inside_and_outside(task: TaskPredictions, mask: np.ndarray, intervals: Intervals) -> tuple[int, int]:
     """How many subjects the scores of the labels in `mask` bool[n] rest on, and those of all others."""
-    inside, outside = (subjects_of_rarer_class(task.y[m], task.subject_ids[m]) for m in (mask, ~mask))
+    inside, outside = (intervals.subjects(task.y[m], task.subject_ids[m]) for m in (mask, ~mask))
     return inside, outside
 
 
 def subgroup_table(
-    tasks: Iterable[TaskPredictions], groups: pl.DataFrame, history: pl.DataFrame, draws: Draws, level: float
+    tasks: Iterable[TaskPredictions], groups: pl.DataFrame, history: pl.DataFrame, draws: Draws, intervals: Intervals
 ) -> pl.DataFrame:
     """TABLE of the heads fitted on all labels. `difference` is a level's score minus that of all other levels of its
     group together; a score that one class leaves undefined is empty.
@@ -91,15 +91,15 @@ def subgroup_table(
         for group in levels.columns:
             of_labels = levels[group].to_numpy()
             counts = {name: task.only(of_labels == name).counts() for name in set(of_labels)}
-            n = {name: _subjects_inside_and_outside(task, of_labels == name) for name in counts}
+            n = {name: _subjects_inside_and_outside(task, of_labels == name, intervals) for name in counts}
             for entry, p in task.on_all_labels().p.items():
                 for name, (point, replicates) in _of_levels(task, p, of_labels, draws).items():
                     who = {"task": task.task, "model": entry.model, "head": entry.head, "group": group, "level": name}
                     for s, score in enumerate(SCORES):
                         gap = s + len(SCORES)
                         values = (
-                            *(float(point[s]), *interval(replicates[:, s], level, n[name][0])),
-                            *(float(point[gap]), *interval(replicates[:, gap], level, min(n[name]))),
+                            *(float(point[s]), *intervals.of(replicates[:, s], n[name][0])),
+                            *(float(point[gap]), *intervals.of(replicates[:, gap], min(n[name]))),
                         )
                         rows.append(who | {"score": score} | dict(zip(ESTIMATES, values, strict=True)) | counts[name])
     return pl.DataFrame(rows, schema=TABLE).with_columns(pl.col(ESTIMATES).fill_nan(None))

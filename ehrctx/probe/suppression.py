@@ -55,6 +55,11 @@ def cells(counts: Counts, privacy: Privacy) -> Cells:
     return found
 
 
+def are_shown(counts: Counts, privacy: Privacy) -> bool:
+    """Whether a table shows all counts of one row as they are."""
+    return not any(is_hidden(cell) for cell in cells(counts, privacy).values())
+
+
 def of_sum(total: Cells, parts: Sequence[Cells]) -> Cells:
     """A sum (or a union) of `parts`, or of some of them: a lower bound where one of them is hidden."""
     found = {}

@@ -22,9 +22,9 @@ from ehrctx.probe.net_benefit import SMALLEST, net_benefit_table
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.score import score_tables
-from ehrctx.probe.statistics import Draws
+from ehrctx.probe.statistics import Draws, Intervals
 from ehrctx.probe.subgroups import ESTIMATES, subgroup_table
-from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_partition, of_sum, suppress
+from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_partition, suppress
 from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 from ehrctx.tasks.history import read_history
@@ -93,13 +93,6 @@ def _refuse_other_splits(predictions: Sequence[pl.LazyFrame], splits: pl.DataFra
         )
 
 
-def _hide_parts_of_the_mean(keys: Sequence[tuple], _: Sequence[Counts], shown: Sequence[Cells]) -> list[Cells]:
-    """`keys` begin with the task: a mean's counts must not give away those of a task."""
-    means = (MACRO, MACRO_MANY_POSITIVES)
-    tasks = [own for (task, *_), own in zip(keys, shown, strict=True) if task not in means]
-    return [of_sum(own, tasks) if task in means else own for (task, *_), own in zip(keys, shown, strict=True)]
-
-
 def _hide_parts_of_a_total(
     privacy: Privacy, keys: Sequence[tuple], counts: Sequence[Counts], shown: Sequence[Cells]
 ) -> list[Cells]:
@@ -127,7 +120,7 @@ def _without_values(frame: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
 def _without_scores_of_few(frame: pl.DataFrame, values: Sequence[str] = ("value", "lower", "upper")) -> pl.DataFrame:
     """Scores emptied where hardly any label is positive, or negative: an AUROC is a multiple of one over their product.
 
-    A mean over tasks tells nothing of its parts' numbers.
+    A mean is over tasks whose counts are shown.
     """
     is_mean = pl.col("task").is_in([MACRO, MACRO_MANY_POSITIVES])
     return frame.with_columns(pl.when(is_mean | ~_is_hidden(("n", "n_positive"))).then(pl.col(values)))
@@ -165,24 +158,25 @@ def evaluate(
 ) -> dict[str, pl.DataFrame]:
     """All tables that rest on predictions, by name, without small counts and what would tell them."""
     draws = Draws.of(evaluated_subjects(predictions), statistics)
-    tables = score_tables(by_task(predictions), draws, statistics)
+    tables = score_tables(by_task(predictions), draws, statistics, privacy)
+    intervals = Intervals(statistics.level, max(2, privacy.minimum_count))
     on_all_labels = [frame.filter(k="all") for frame in predictions]  # the few-shot ones are many times as many
     held_out = list(by_task(on_all_labels))
     tuning = {task.task: task for task in by_task(on_all_labels, "tuning")}
     pairs: list[tuple[TaskPredictions, TaskPredictions | None]] = [(task, tuning.get(task.task)) for task in held_out]
-    calibration, reliability = calibration_tables(pairs, draws, statistics.level)
-    net_benefit = net_benefit_table(pairs, draws, statistics.thresholds, statistics.level)
-    subgroups = subgroup_table(held_out, groups, history, draws, statistics.level)
+    calibration, reliability = calibration_tables(pairs, draws, intervals)
+    net_benefit = net_benefit_table(pairs, draws, statistics.thresholds, intervals)
+    subgroups = subgroup_table(held_out, groups, history, draws, intervals)
     parts = partial(_hide_parts_of_a_total, privacy)
     bins = suppress(reliability, ["task", "model", "head", "recalibration", "bin"], privacy, parts)
     return {
-        "scores": _without_scores_of_few(suppress(tables.scores, ["task", "k"], privacy, _hide_parts_of_the_mean)),
+        "scores": _without_scores_of_few(suppress(tables.scores, ["task", "k"], privacy)),
         "differences": _without_scores_of_few(
-            suppress(tables.differences, ["task"], privacy, _hide_parts_of_the_mean),
+            suppress(tables.differences, ["task"], privacy),
             ("value", "lower", "upper", "p", "p_holm", "p_delong", "sure"),
         ),
         "wins": tables.wins,
-        "few_shot": _without_scores_of_few(suppress(tables.few_shot, ["task", "k"], privacy, _hide_parts_of_the_mean)),
+        "few_shot": _without_scores_of_few(suppress(tables.few_shot, ["task", "k"], privacy)),
         "calibration": _without_errors_of_hidden_bins(
             _without_scores_of_few(suppress(calibration, ["task"], privacy)), bins
         ),

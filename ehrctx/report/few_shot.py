@@ -17,7 +17,7 @@ from ehrctx.report.figures import (
     task_name,
 )
 from ehrctx.report.risks import entry_style, titled
-from ehrctx.report.sentences import estimate
+from ehrctx.report.sentences import estimate, few_positives
 from ehrctx.study import ModelId
 
 
@@ -68,13 +68,13 @@ def score_by_k(few_shot: pl.DataFrame, scores: pl.DataFrame, score: str = "auroc
 def few_shot_sentence(few_shot: pl.DataFrame) -> str | None:
     """The best model and the best head on counts with the fewest labels per class, and with the most."""
     own = few_shot.filter(task=overall_task(few_shot), score="auroc").sort("value", descending=True)
-    if own.is_empty():
+    if own.is_empty() or few_positives(own["n_positive_subjects"][0]):
         return None
     parts = []
     ks = sorted(own["k"].unique(), key=int)
     for k in dict.fromkeys((ks[0], ks[-1])):
         is_baseline = pl.col("model") == BASELINE
         found = [own.filter(pl.col("k") == k, kind).head(1).to_dicts() for kind in (~is_baseline, is_baseline)]
-        named = [f"{entry_name(row['model'], row['head'])} {estimate(row)}" for rows in found for row in rows]
-        parts.append(f"with {k} labels per class, the highest AUROC is that of {', against '.join(named)}")
-    return f"{'; '.join(parts)} ({task_name(overall_task(few_shot))})"
+        named = [f"{entry_name(row['model'], row['head'])} has {estimate(row)}" for rows in found for row in rows]
+        parts.append(f"with {k} labels per class, {' and '.join(named)}")
+    return f"of the models and of the heads on counts, the best: {'; '.join(parts)} ({task_name(own['task'][0])})"

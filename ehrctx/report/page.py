@@ -86,7 +86,7 @@ def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
         # an interval that is not there is no limit, and so on no side of any number
         tables[name] = pl.read_csv(file, schema_overrides=_TYPES).with_columns(
-            pl.col("^(lower|upper)$").fill_null(float("nan"))
+            pl.col("^(.+_)?(lower|upper)$").fill_null(float("nan"))
         )
     # few_shot.csv has the others; scores of few labels are hidden
     scores = tables["scores"] = tables["scores"].filter(k="all").drop_nulls("value")

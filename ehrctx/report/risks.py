@@ -165,15 +165,19 @@ def _judged_gaps(own: pl.DataFrame, scores: pl.DataFrame, task: str) -> list[dic
     """The rows of `own` as far as their gap can be judged: an interval, and enough positive subjects on either side."""
     total = lower_bound(scores.filter(task=task)["n_positive_subjects"][0])
     rows: list[dict[str, Any] | None] = []
-    for row in own.with_columns(pl.col("difference_lower", "difference_upper").fill_nan(None)).iter_rows(named=True):
+    for row in own.iter_rows(named=True):
         inside = lower_bound(row["n_positive_subjects"])
-        is_judged = row["difference_lower"] is not None and min(inside, total - inside) >= FEW_POSITIVES
+        is_judged = has_interval(_gap(row)) and min(inside, total - inside) >= FEW_POSITIVES
         rows.append(row if is_judged else None)
     return rows
 
 
+def _gap(row: dict[str, Any]) -> dict[str, Any]:
+    return {"lower": row["difference_lower"], "upper": row["difference_upper"]}
+
+
 def _is_gap(row: dict[str, Any] | None) -> bool:
-    return row is not None and excludes_zero({"lower": row["difference_lower"], "upper": row["difference_upper"]})
+    return row is not None and excludes_zero(_gap(row))
 
 
 def calibration_rows(calibration: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:
@@ -190,18 +194,18 @@ def calibration_rows(calibration: pl.DataFrame, scores: pl.DataFrame) -> list[di
 
 
 def calibration_sentence(calibration: pl.DataFrame, scores: pl.DataFrame) -> str | None:
-    """In how many tasks the best model's risks are surely too sure, or not sure enough, before and after."""
+    """In how many tasks the best model's risks are too sure, or not sure enough, before and after."""
     said = []
     for recalibration, when in ((AS_PREDICTED, "as predicted"), (RECALIBRATED, "recalibrated on the tuning split")):
         slopes = []
         for task in judged_tasks(scores, calibration):
             own = _of(calibration, task, shown_of(scores, task)[0], recalibration=recalibration, measure="slope")
-            slopes += own.with_columns(pl.col("lower").fill_nan(None)).drop_nulls("lower").to_dicts()
+            slopes += own.drop_nans("lower").to_dicts()
         if slopes:
             over, under = sum(row["upper"] < 1 for row in slopes), sum(row["lower"] > 1 for row in slopes)
             said.append(
-                f"{when}, the best model's risks are surely too extreme (slope under 1) in {over} and too moderate "
-                f"(over 1) in {under} of {len(slopes)} tasks"
+                f"{when}, the best model's risks are too extreme (the slope's interval is under 1) in {over} and too "
+                f"moderate (over 1) in {under} of {len(slopes)} tasks"
             )
     return "; ".join(said) or None
 
@@ -218,14 +222,14 @@ def _longest_run(thresholds: list[float], chosen: list[bool]) -> str:
 
 
 def benefit_sentence(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> str | None:
-    """From which to which risk the best model surely gains over treating all and treating none, by task: of several
+    """From which to which risk the best model gains over treating all and treating none, by task: of several
     such spans the longest."""
     gains, none = [], []
     for task in judged_tasks(scores, net_benefit):
         own = recalibrated_where_possible(_of(net_benefit, task, shown_of(scores, task)[0])).sort("threshold")
-        surely = (own["gain_lower"].fill_nan(None) > 0).fill_null(False)
-        if surely.any():
-            gains.append(f"{task} (risks of {_longest_run(own['threshold'].to_list(), surely.to_list())})")
+        gaining = [lower > 0 for lower in own["gain_lower"]]
+        if any(gaining):
+            gains.append(f"{task} (risks of {_longest_run(own['threshold'].to_list(), gaining)})")
         else:
             none.append(task)
     parts = [f"the best model gains over treating all or none in {listed(gains)}"] if gains else []
@@ -249,15 +253,16 @@ def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame, level: floa
     if not judged:
         return None
     found = sorted(filter(_is_gap, judged), key=lambda row: -abs(row["difference"]))
+    by_chance = (1 - level) * len(judged)
     said = (
         f"Of {len(judged)} gaps in AUROC between a level and all others of its group, the interval of {len(found)} "
-        f"excludes 0; chance alone would give about {(1 - level) * len(judged):.1g}"
+        f"excludes 0 (chance alone would give about {by_chance:.{0 if by_chance >= 1 else 1}f})"
     )
     named = "; ".join(
         f"{row['task']}, {row['group']} {row['level']}: {signed(row['difference'])}" for row in found[:_NAMED_GAPS]
     )
     more = f"; {len(found) - _NAMED_GAPS} more in subgroups.csv" if len(found) > _NAMED_GAPS else ""
-    return f"{said}. They are {named}{more}" if named else said
+    return f"{said}: {named}{more}" if named else said
 
 
 def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:

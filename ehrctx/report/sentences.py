@@ -24,7 +24,7 @@ def signed(value: float) -> str:
 
 def has_interval(row: dict[str, Any]) -> bool:
     """Whether the interval is neither hidden nor undefined."""
-    return row["lower"] is not None and row["lower"] == row["lower"]
+    return bool(row["lower"] == row["lower"])
 
 
 def estimate(row: dict[str, Any]) -> str:
@@ -173,7 +173,7 @@ def quartile_sentence(strata: pl.DataFrame, name: str, task: str | None = None) 
 
 
 def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -> str | None:
-    """In how many tasks the last quarter is surely worse, or better, than the first, for the longest contexts."""
+    """In how many tasks the last quarter is worse, or better, than the first, for the longest contexts."""
     compared = [family.longest for family in families(models)]
     own = strata.filter(
         (pl.col("property") == name)
@@ -189,8 +189,8 @@ def difference_sentence(strata: pl.DataFrame, models: pl.DataFrame, name: str) -
         of_model = own.filter(pl.col("model") == model).iter_rows(named=True)
         rows = [row for row in of_model if not few_positives(row["n_positive_subjects"])]
         worse, better = sum(row["lower"] > 0 for row in rows), sum(row["upper"] < 0 for row in rows)
-        parts.append(f"{model} is surely worse in {worse} and surely better in {better} of {len(rows)} tasks")
-    judged = f"tasks with at least {FEW_POSITIVES} positive subjects in these quarters"
+        parts.append(f"{model} is worse in {worse} and better in {better} of {len(rows)} tasks")
+    judged = f"by intervals that exclude 0, in tasks with at least {FEW_POSITIVES} positive subjects in these quarters"
     return f"On the quarter that is {high}, against the one that is {low} ({judged}): {'; '.join(parts)}"
 
 

@@ -18,7 +18,7 @@ import polars as pl
 
 from ehrctx.artifacts import read_manifest
 from ehrctx.errors import refuse_repeated
-from ehrctx.probe.statistics import interval, subject_draws
+from ehrctx.probe.statistics import Intervals, subject_draws
 from ehrctx.study import Perplexity, Statistics
 
 KIND = "token losses"
@@ -94,7 +94,7 @@ def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistic
     ids, subject = np.unique(losses["subject_id"].to_numpy(), return_inverse=True)
     position, repeat = losses["position"].to_numpy(), losses["repeat"].to_numpy()
     perplexity = np.exp(losses["loss"].to_numpy().astype(np.float64))
-    draws = subject_draws(ids, statistics)
+    draws, intervals = subject_draws(ids, statistics), Intervals(statistics.level)
     edges = position_bins(int(position.max()), settings.bins_per_octave)
     rows = []
     for low, high in pairwise(edges):
@@ -105,7 +105,7 @@ def perplexity_by_position(losses: pl.DataFrame, settings: Perplexity, statistic
             n_subjects = len(np.unique(of))
             if len(of) < settings.minimum_tokens or n_subjects < settings.minimum_subjects:
                 continue
-            lower, upper = interval(bootstrap_medians(perplexity[chosen], of, draws), statistics.level, n_subjects)
+            lower, upper = intervals.of(bootstrap_medians(perplexity[chosen], of, draws), n_subjects)
             median = float(np.median(perplexity[chosen]))
             rows.append((int(low), int(high) - 1, kind, median, lower, upper, len(of), n_subjects))
     return pl.DataFrame(rows, schema=columns, orient="row")

@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.probe.by_task import EVALUATED, count_labels
-from ehrctx.probe.statistics import interval, subject_draws, subjects_of_mean, subjects_of_rarer_class, variances
+from ehrctx.probe.statistics import Intervals, subject_draws, subjects_of_mean, variances
 from ehrctx.probe.suppression import COUNTS
 from ehrctx.study import Statistics
 from ehrctx.tasks.definition import MACRO
@@ -110,22 +110,32 @@ def _counts(tasks: Sequence[_Task], name: str, stratum: str) -> dict[str, int]:
     return count_labels(y, np.concatenate([t.subjects[t.subject[i]] for t, i in zip(tasks, inside, strict=True)]))
 
 
-def _subjects_of_strata(task: _Task, name: str) -> np.ndarray:
-    """On how many subjects the scores of STRATA rest, int64[5]; their difference on the fewer of its two."""
+def _subjects_of_strata(task: _Task, name: str, intervals: Intervals) -> np.ndarray:
+    """On how many subjects the scores of STRATA rest, int64[5]; their difference on the fewer of its two.
+
+    At least two, so that a stratum of one class, whose Brier score is small, is as wide as all draws: without interval
+    it would tell a count that is hidden, and take the mean over tasks its own.
+    """
     inside = [task.quartile[name] == q for q in range(len(QUARTILES))]
-    n = [subjects_of_rarer_class(task.y[i], task.subject[i]) for i in inside]
+    n = [max(2, intervals.subjects(task.y[i], task.subject[i])) for i in inside]
     return np.array([*n, min(n[0], n[3])])
 
 
 def _rows(
-    task: str, of: Sequence[_Task], name: str, points: np.ndarray, replicates: np.ndarray, n: np.ndarray, level: float
+    task: str,
+    of: Sequence[_Task],
+    name: str,
+    points: np.ndarray,
+    replicates: np.ndarray,
+    n: np.ndarray,
+    intervals: Intervals,
 ) -> list[dict[str, Any]]:
     """The rows of one task (or of the macro mean of several) and one property; `n` [models, 5] subjects."""
     rows = []
     counts = [_counts(of, name, stratum) for stratum in STRATA]
     for m, (model, head) in enumerate(of[0].models):
         for s, stratum in enumerate(STRATA):
-            lower, upper = interval(replicates[:, m, s], level, n[m, s])
+            lower, upper = intervals.of(replicates[:, m, s], n[m, s])
             identity = {"task": task, "model": model, "head": head, "property": name, "stratum": stratum}
             found = {"score": SCORE, "value": float(points[m, s]), "lower": lower, "upper": upper}
             rows.append(identity | found | counts[s])
@@ -145,7 +155,7 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
     if held_out.is_empty():
         return pl.DataFrame(schema=TABLE)
     ids = held_out["subject_id"].unique().sort().to_numpy()
-    draws = subject_draws(ids, statistics)
+    draws, intervals = subject_draws(ids, statistics), Intervals(statistics.level)
     n_models = held_out.select("model", "head").n_unique()
     rows: list[dict[str, Any]] = []
     shared: list[_Task] = []
@@ -160,8 +170,8 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
         drawn = draws[:, found.subjects].astype(np.float64)
         for name in STRATIFIED:
             points, replicates = _values(found, name, drawn)
-            n = np.broadcast_to(_subjects_of_strata(found, name), points.shape)
-            rows += _rows(str(task), [found], name, points, replicates, n, statistics.level)
+            n = np.broadcast_to(_subjects_of_strata(found, name, intervals), points.shape)
+            rows += _rows(str(task), [found], name, points, replicates, n, intervals)
             if of_all:
                 sums[name] = sums[name] + replicates
                 parts[name].append((points, variances(replicates), n))
@@ -169,5 +179,5 @@ def strata_table(predictions: Sequence[pl.DataFrame], properties: pl.DataFrame, 
         for name in STRATIFIED:
             points, spread, n = (np.stack(of_tasks) for of_tasks in zip(*parts[name], strict=True))
             means = points.mean(axis=0), sums[name] / len(shared), subjects_of_mean(spread, n)
-            rows += _rows(MACRO, shared, name, *means, statistics.level)
+            rows += _rows(MACRO, shared, name, *means, intervals)
     return pl.DataFrame(rows, schema=TABLE)

@@ -23,7 +23,7 @@ from ehrctx.probe.calibration import (
     quantile_bins,
     recalibrate,
 )
-from ehrctx.probe.statistics import Draws, subject_draws
+from ehrctx.probe.statistics import Draws, Intervals, subject_draws
 from ehrctx.study import Statistics
 
 MODEL = Entry("mamba-tiny-64", "logistic_regression")
@@ -44,7 +44,7 @@ def task_of(y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray | None = None)
 
 def table_of(task: TaskPredictions, tuning: TaskPredictions | None = None, replicates: int = 400):
     draws = Draws.of(task.subject_ids, Statistics(replicates=replicates))
-    return calibration_tables([(task, tuning)], draws, 0.95)
+    return calibration_tables([(task, tuning)], draws, Intervals(0.95))
 
 
 def measure(table: pl.DataFrame, name: str, recalibration: str = "none") -> dict:
@@ -75,6 +75,14 @@ def test_no_line_where_there_is_none():
     assert fit_line(y, np.array([1.0, 3.0, 2.0, 4.0])) is None
     assert fit_line(y, np.array([2.0, 1.0, 3.0, 2.0])) is None, "parted but for a tie"
     assert fit_line(y, np.array([1.0, 2.0, 4.0, 3.0])) is not None
+
+
+def test_one_positive_subject_has_no_interval_at_all():
+    y, p = np.arange(60) < 1, np.linspace(0.9, 0.1, 60)
+    table, bins = table_of(task_of(y, p))
+    assert np.isfinite(measure(table, "ece")["value"])
+    assert np.isnan(table.select("lower", "upper").to_numpy()).all()
+    assert np.isnan(bins.select("lower", "upper").to_numpy()).all()
 
 
 def test_no_line_where_rounding_alone_mixes_the_classes():
@@ -139,7 +147,7 @@ def test_replicates_take_one_step_to_where_a_refit_goes():
     of = rng.integers(0, 400, len(y))
     settings = Statistics(replicates=60)
     draws = Draws.of(of, settings)
-    table, _ = calibration_tables([(task_of(y, p, of), None)], draws, 0.95)
+    table, _ = calibration_tables([(task_of(y, p, of), None)], draws, Intervals(0.95))
     drawn, x = subject_draws(of, settings), logits(p)
     refitted = [by_sklearn(np.repeat(y, times), np.repeat(x, times))[1] for times in drawn]
     shifted = [calibration_in_the_large(np.repeat(y, times), np.repeat(x, times)) for times in drawn]

@@ -16,7 +16,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.probe.by_task import Entry, TaskPredictions
 from ehrctx.probe.groups import groups_at, read_groups, write_groups
-from ehrctx.probe.statistics import SCORES, Draws, scores, subject_draws
+from ehrctx.probe.statistics import SCORES, Draws, Intervals, scores, subject_draws
 from ehrctx.probe.subgroups import subgroup_table
 from ehrctx.study import Statistics
 
@@ -130,7 +130,7 @@ def test_scores_of_a_level_are_those_of_its_labels_alone():
     is_repeated = rng.random(n) < 0.4
     history = keys.with_columns(task=pl.lit("stay"), repeated=pl.Series(is_repeated))
     draws = Draws.of(of, Statistics(replicates=80))
-    table = subgroup_table([task], groups, history, draws, 0.9)
+    table = subgroup_table([task], groups, history, draws, Intervals(0.9))
     assert table["group"].unique().sort().to_list() == ["age", "history", "sex"]
     masks = {("sex", "male"): of % 3 == 0, ("history", "repeated"): is_repeated, ("history", "new onset"): ~is_repeated}
     for (group, level), inside in masks.items():
@@ -148,4 +148,4 @@ def test_scores_of_a_level_are_those_of_its_labels_alone():
             assert (row["n"], row["n_positive"]) == (inside.sum(), y[inside].sum())
     assert table.filter(group="age")["difference"].null_count() == 3, "a group of one level has no others"
     with pytest.raises(InputError, match="300 held-out labels of 'stay' have no sex"):
-        subgroup_table([task], groups.clear(), history, draws, 0.9)
+        subgroup_table([task], groups.clear(), history, draws, Intervals(0.9))

@@ -9,7 +9,7 @@ from by_hand import expanded, rarer
 
 from ehrctx.probe.by_task import Entry, TaskPredictions
 from ehrctx.probe.net_benefit import SMALLEST, TREAT_ALL, net_benefit_table
-from ehrctx.probe.statistics import Draws, subject_draws
+from ehrctx.probe.statistics import Draws, Intervals, subject_draws
 from ehrctx.probe.tables import _hide_few_flagged
 from ehrctx.study import Privacy, Statistics
 
@@ -32,7 +32,7 @@ def made() -> tuple[TaskPredictions, pl.DataFrame]:
     y = rng.random(120) < p
     task = TaskPredictions("stay", y, of, np.arange(120).astype("datetime64[us]"), {MODEL: p})
     draws = Draws.of(of, Statistics(replicates=50))
-    return task, net_benefit_table([(task, None)], draws, THRESHOLDS, 0.9)
+    return task, net_benefit_table([(task, None)], draws, THRESHOLDS, Intervals(0.9))
 
 
 def at(table: pl.DataFrame, model: str, threshold: float) -> dict:
@@ -74,7 +74,7 @@ def test_true_risks_are_never_worse_than_the_defaults():
     y = rng.random(20_000) < p
     task = TaskPredictions("stay", y, np.arange(20_000), np.arange(20_000).astype("datetime64[us]"), {MODEL: p})
     draws = Draws.of(task.subject_ids, Statistics(replicates=50))
-    table = net_benefit_table([(task, None)], draws, (0.02, 0.1, 0.3, 0.6), 0.95).filter(model="a")
+    table = net_benefit_table([(task, None)], draws, (0.02, 0.1, 0.3, 0.6), Intervals(0.95)).filter(model="a")
     assert (table["gain_upper"] > 0).all()
     assert (table.filter(pl.col("threshold").is_in([0.1, 0.3]))["gain_lower"] > 0).all()
 

@@ -14,21 +14,22 @@ from by_hand import expanded, rarer, welch
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from ehrctx.errors import InputError
-from ehrctx.probe.by_task import by_task, evaluated_subjects
+from ehrctx.probe.by_task import Entry, by_task, evaluated_subjects
 from ehrctx.probe.delong import delong, delong_p
 from ehrctx.probe.predict import PREDICTIONS
-from ehrctx.probe.score import ScoreTables
+from ehrctx.probe.score import Scored, ScoreTables, _rest_on
 from ehrctx.probe.score import score_tables as tables_of
 from ehrctx.probe.statistics import Draws, holm, subject_draws
-from ehrctx.study import Statistics
+from ehrctx.study import Privacy, Statistics
 
 STATISTICS = Statistics(replicates=40, level=0.9, seed=2)
 SCORERS = {"auroc": roc_auc_score, "auprc": average_precision_score, "brier": brier_score_loss}
 
 
-def all_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics = STATISTICS) -> ScoreTables:
+def all_tables(predictions: Sequence[pl.DataFrame], statistics: Statistics = STATISTICS, least: int = 1) -> ScoreTables:
     frames = [frame.lazy() for frame in predictions]
-    return tables_of(by_task(frames), Draws.of(evaluated_subjects(frames), statistics), statistics)
+    draws = Draws.of(evaluated_subjects(frames), statistics)
+    return tables_of(by_task(frames), draws, statistics, Privacy(minimum_count=least))
 
 
 def score_tables(predictions: Sequence[pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -173,11 +174,15 @@ def looped(tasks: dict[str, dict[str, pl.DataFrame]], model: str, score: str) ->
     return float(np.mean(points)), np.array(replicates)
 
 
-def limits_of_mean(tasks: dict[str, dict[str, pl.DataFrame]], replicates: np.ndarray) -> tuple[float, float]:
+def limits_of_mean(
+    tasks: dict[str, dict[str, pl.DataFrame]], replicates: np.ndarray, is_capped: bool = True
+) -> tuple[float, float]:
     """The interval of a mean over `tasks` of which `replicates` [tasks, replicates] are those of each."""
     labels = [held_out(of_task["a"]) for of_task in tasks.values()]
     n = [rarer(y, subjects) for y, _, subjects in labels]
-    return expanded(np.mean(replicates, axis=0), 0.9, welch(list(zip(replicates, n, strict=True))))
+    y, subjects = (np.concatenate([own[part] for own in labels]) for part in (0, 2))
+    rests_on = welch(list(zip(replicates, n, strict=True)))
+    return expanded(np.mean(replicates, axis=0), 0.9, min(rests_on, rarer(y, subjects)) if is_capped else rests_on)
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +295,37 @@ def test_delong_stands_beside_the_bootstrap(frames):
     assert row(differences, model="a", reference="b", score="brier")["p_delong"] is None
 
 
+def of_positive_subjects(n: int, task: str) -> pl.DataFrame:
+    """Twelve positive labels of `n` subjects, and negative ones of fifteen others."""
+    frame = predictions_of("a", 3, task, n=60).filter(pl.col("split") == "held_out").sort("prediction_time").head(42)
+    return frame.with_columns(y=pl.int_range(42) < 12).with_columns(
+        subject_id=pl.when("y").then(pl.int_range(42) % n).otherwise(100 + pl.int_range(42) % 15)
+    )
+
+
+def test_one_positive_subject_gives_no_interval_to_a_task_nor_to_a_mean():
+    tasks = [of_positive_subjects(n, task) for n, task in ((1, "rare"), (12, "stay"), (12, "icu"))]
+    scores = all_tables(tasks).scores.filter(score="auroc")
+    assert scores["value"].is_finite().all()
+    for task, is_there in (("rare", False), ("stay", True), ("icu", True), ("macro", False)):
+        assert math.isfinite(row(scores, task=task)["lower"]) is is_there
+
+
+def test_where_counts_are_hidden_no_missing_interval_tells_one_of_them():
+    """One positive subject and three are both `<10`: neither has an interval, nor a part in the mean."""
+    tasks = [of_positive_subjects(n, task) for n, task in ((1, "one"), (3, "three"), (12, "stay"), (11, "icu"))]
+    tables = all_tables([*tasks, *(frame.with_columns(model=pl.lit("b")) for frame in tasks)], least=10)
+    for table in (tables.scores, tables.differences):
+        for task in ("one", "three"):
+            assert table.filter(task=task).select("lower", "upper").to_numpy().size > 0
+            assert np.isnan(table.filter(task=task).select("lower", "upper").to_numpy()).all()
+        assert np.isfinite(table.filter(task="stay").select("lower", "upper").to_numpy()).all()
+        assert set(table.filter(task="macro")["n"]) == {2 * 42}
+    tests = tables.differences.filter(task="three").select("p", "p_delong").fill_nan(None)
+    assert tests.null_count().row(0) == (tests.height, tests.height)
+    assert set(tables.wins["n_tasks"]) == {2}
+
+
 def test_the_mean_over_tasks_with_many_positives(with_macro, monkeypatch):
     """Of three tasks that both models predicted, one has few positive subjects."""
     table, _ = with_macro
@@ -324,7 +360,9 @@ def test_wins_are_counted_over_the_tasks_of_both(score):
             replicates.append(((sign * (of_x - of_z) > 0) + 0.5 * (of_x == of_z))[0])
         found = row(tables.wins, model=a, reference=b, score=score)
         assert found["value"] == pytest.approx(np.mean(points))
-        assert (found["lower"], found["upper"]) == pytest.approx(limits_of_mean(both, np.array(replicates)))
+        assert (found["lower"], found["upper"]) == pytest.approx(
+            limits_of_mean(both, np.array(replicates), is_capped=False)
+        )
         assert found["n_tasks"] == len(both)
         rates[a, b] = found["value"]
     assert rates["c", "a"] == pytest.approx(1 - rates["a", "c"])
@@ -355,6 +393,22 @@ def test_few_shot_draws_are_averaged_and_compared_with_nothing_else():
         assert found["upper"] - found["lower"] > narrow[1] - narrow[0], (
             "the draws of labels add to what the subjects leave open"
         )
+
+
+def test_a_mean_over_draws_rests_on_what_varies():
+    """On the draws where they disagree, on the subjects where these do, on the subjects of one draw."""
+    draws = [Entry("a", "logistic_regression", "8", r) for r in range(5)]
+    noise = np.random.default_rng(0).normal(0, 0.1, (40, 3))
+
+    def rests_on(points: np.ndarray, of_subjects: np.ndarray, m: int = 5) -> np.ndarray:
+        found = {entry: (np.full(3, p), p + of_subjects) for entry, p in zip(draws[:m], points, strict=False)}
+        return _rest_on(Scored(found, {}, n=30), draws[:m])
+
+    apart, equal = np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.full(5, 0.7)
+    assert rests_on(apart, 0 * noise) == pytest.approx([5] * 3)
+    assert rests_on(equal, noise) == pytest.approx([30] * 3)
+    assert (rests_on(apart, noise) > 5).all()
+    assert rests_on(apart, noise, m=1) == pytest.approx([30] * 3)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 1.5, -0.1])

@@ -15,13 +15,11 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from ehrctx.probe import statistics as module
 from ehrctx.probe.statistics import (
     Draws,
+    Intervals,
     holm,
-    interval,
     scores,
     subject_draws,
     subjects_of_mean,
-    subjects_of_rarer_class,
-    two_sided_p,
     variances,
 )
 from ehrctx.study import Statistics
@@ -136,18 +134,18 @@ def test_the_bootstrap_is_a_loop_over_resampled_subjects():
     np.testing.assert_allclose(replicates, loop, atol=1e-9)
     for s in range(3):
         expected = (np.nanpercentile(loop[:, s], 5), np.nanpercentile(loop[:, s], 95))
-        assert interval(replicates[:, s], 0.9, np.inf) == pytest.approx(expected)
+        assert Intervals(0.9).of(replicates[:, s], np.inf) == pytest.approx(expected)
 
 
 def test_intervals_leave_out_undefined_replicates_while_most_are_defined():
     values = np.arange(101.0)
-    assert interval(values, 0.9, np.inf) == pytest.approx((5, 95))
-    assert interval(values, 0.5, np.inf) == pytest.approx((25, 75))
+    assert Intervals(0.9).of(values, np.inf) == pytest.approx((5, 95))
+    assert Intervals(0.5).of(values, np.inf) == pytest.approx((25, 75))
     some = np.concatenate([values, np.full(101, np.nan)])
-    assert interval(some, 0.9, np.inf) == pytest.approx((5, 95))
+    assert Intervals(0.9).of(some, np.inf) == pytest.approx((5, 95))
     most = np.concatenate([values, np.full(102, np.nan)])
-    assert np.isnan(interval(most, 0.9, np.inf)).all()
-    assert np.isnan(interval(np.full(30, np.nan), 0.9, np.inf)).all()
+    assert np.isnan(Intervals(0.9).of(most, np.inf)).all()
+    assert np.isnan(Intervals(0.9).of(np.full(30, np.nan), np.inf)).all()
 
 
 def normal_replicates(sample: np.ndarray) -> np.ndarray:
@@ -160,23 +158,25 @@ def test_expanded_intervals_and_tests_are_those_of_student(n):
     sample = np.random.default_rng(n).normal(0.3, 1, n)
     replicates, student = normal_replicates(sample), ttest_1samp(sample, 0)
     expected = student.confidence_interval(0.9)
-    assert interval(replicates, 0.9, n) == pytest.approx((expected.low, expected.high), rel=1e-3, abs=2e-3)
-    assert two_sided_p(replicates, n) == pytest.approx(student.pvalue, abs=1e-4)
+    assert Intervals(0.9).of(replicates, n) == pytest.approx((expected.low, expected.high), rel=1e-3, abs=2e-3)
+    assert Intervals(0.95).two_sided_p(replicates, n) == pytest.approx(student.pvalue, abs=1e-4)
 
 
 def test_one_subject_of_a_class_has_no_interval():
-    assert np.isnan(interval(np.arange(101.0), 0.9, 1)).all()
-    assert np.isnan(two_sided_p(np.arange(101.0), 1))
-    low, high = interval(np.arange(101.0), 0.95, 2)
+    assert np.isnan(Intervals(0.9).of(np.arange(101.0), 1)).all()
+    assert np.isnan(Intervals(0.95).two_sided_p(np.arange(101.0), 1))
+    low, high = Intervals(0.95).of(np.arange(101.0), 2)
     assert (low, high) == pytest.approx((0, 100), abs=1e-6), "two know next to nothing: all replicates"
 
 
 def test_a_score_rests_on_the_subjects_of_its_rarer_class():
     y = np.array([True, True, True, False, False, False])
-    assert subjects_of_rarer_class(y, np.array([1, 1, 2, 3, 4, 5])) == 2
-    assert subjects_of_rarer_class(~y, np.array([1, 1, 2, 3, 4, 5])) == 2
-    assert subjects_of_rarer_class(y, np.array([1, 1, 1, 1, 1, 1])) == 1
-    assert subjects_of_rarer_class(np.ones(6, dtype=bool), np.arange(6)) == 0
+    assert Intervals(0.95).subjects(y, np.array([1, 1, 2, 3, 4, 5])) == 2
+    assert Intervals(0.95).subjects(~y, np.array([1, 1, 2, 3, 4, 5])) == 2
+    assert Intervals(0.95).subjects(y, np.array([1, 1, 1, 1, 1, 2])) == 0, "one subject alone is none"
+    assert Intervals(0.95, 3).subjects(y, np.array([1, 1, 2, 3, 4, 5])) == 0
+    assert Intervals(0.95, 3).subjects(y, np.arange(6)) == 3
+    assert Intervals(0.95).subjects(np.ones(6, dtype=bool), np.arange(6)) == 0
 
 
 def test_a_mean_rests_on_as_many_subjects_as_welch_has_it():
@@ -187,7 +187,9 @@ def test_a_mean_rests_on_as_many_subjects_as_welch_has_it():
     assert n - 1 == pytest.approx(ttest_ind(a, b, equal_var=False).df)
     assert subjects_of_mean(np.ones((10, 1)), np.full((10, 1), 5)) == pytest.approx(1 + 10 * 4)
     assert subjects_of_mean(np.array([[1.0], [0.0]]), np.array([[7], [2]])) == pytest.approx(7), "one alone varies"
-    assert subjects_of_mean(np.array([[1.0], [0.0]]), np.array([[1], [9]])) == pytest.approx(2)
+    for few in (0, 1):
+        of_one = subjects_of_mean(np.array([[1e-9], [1.0]]), np.array([[few], [9]]))
+        assert np.isnan(Intervals(0.95).of(np.arange(101.0), of_one[0])).all(), "what one subject adds is not known"
     assert np.isinf(subjects_of_mean(np.zeros((2, 1)), np.array([[7], [9]])))
 
 
@@ -216,18 +218,18 @@ def test_draws_of_subjects_serve_labels_and_sums():
 def test_p_is_the_level_at_which_the_interval_reaches_zero(n):
     rng = np.random.default_rng(7)
     replicates = rng.normal(0.8, 1, 4_000)
-    p = two_sided_p(replicates, n)
-    assert interval(replicates, 1 - p + 0.01, n)[0] < 0 < interval(replicates, 1 - p - 0.01, n)[0]
-    assert two_sided_p(-replicates, n) == p
+    p = Intervals(0.95).two_sided_p(replicates, n)
+    assert Intervals(1 - p + 0.01).of(replicates, n)[0] < 0 < Intervals(1 - p - 0.01).of(replicates, n)[0]
+    assert Intervals(0.95).two_sided_p(-replicates, n) == p
 
 
 def test_p_is_never_0_nor_over_1():
     replicates = np.random.default_rng(7).normal(0.8, 1, 4_000)
-    assert two_sided_p(replicates, np.inf) == pytest.approx(2 * norm.sf(0.8), abs=0.03)
-    beyond_none = two_sided_p(np.full(999, 0.2), np.inf)
+    assert Intervals(0.95).two_sided_p(replicates, np.inf) == pytest.approx(2 * norm.sf(0.8), abs=0.03)
+    beyond_none = Intervals(0.95).two_sided_p(np.full(999, 0.2), np.inf)
     assert beyond_none == pytest.approx(2 / 1000), "more replicates might have gone beyond"
-    assert two_sided_p(np.zeros(999), 5) == 1.0
-    assert np.isnan(two_sided_p(np.array([0.1, np.nan, np.nan]), np.inf))
+    assert Intervals(0.95).two_sided_p(np.zeros(999), 5) == 1.0
+    assert np.isnan(Intervals(0.95).two_sided_p(np.array([0.1, np.nan, np.nan]), np.inf))
 
 
 def closed_testing(p: np.ndarray) -> np.ndarray:

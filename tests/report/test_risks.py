@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 from matplotlib import pyplot as plt
-from planted import COUNTED, FOURTEEN, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
+from planted import COUNTED, FOURTEEN, NAN, cut_off, grid, overlapping, score, study_tables, visible_texts, write_study
 
 from ehrctx.probe.calibration import RELIABILITY_TABLE
 from ehrctx.report.few_shot import few_shot_sentence, score_by_k
@@ -96,20 +96,20 @@ def test_reliability_fits_the_figure_whatever_the_number_of_tasks(n):
 
 
 def test_the_calibration_sentence_counts_what_is_sure(scores):
-    def slope(task: str, recalibration: str, lower: float | None, upper: float | None) -> dict[str, Any]:
+    def slope(task: str, recalibration: str, lower: float, upper: float) -> dict[str, Any]:
         limits = {"value": 1.0, "lower": lower, "upper": upper}
         return entry(task, BEST, recalibration=recalibration, measure="slope", **limits)
 
     table = pl.DataFrame(
         [
             slope("stay", "none", 0.3, 0.7), slope("stay", "tuning", 0.8, 1.2), slope("icu", "none", 1.1, 1.6),
-            slope("icu", "tuning", None, None), slope("rare", "none", 0.1, 0.2),
+            slope("icu", "tuning", NAN, NAN), slope("rare", "none", 0.1, 0.2),
         ]
     )  # fmt: skip
     assert calibration_sentence(table, scores) == (
-        "as predicted, the best model's risks are surely too extreme (slope under 1) in 1 and too moderate (over 1) in "
-        "1 of 2 tasks; recalibrated on the tuning split, the best model's risks are surely too extreme (slope under 1) "
-        "in 0 and too moderate (over 1) in 0 of 1 tasks"
+        "as predicted, the best model's risks are too extreme (the slope's interval is under 1) in 1 and too moderate "
+        "(over 1) in 1 of 2 tasks; recalibrated on the tuning split, the best model's risks are too extreme (the "
+        "slope's interval is under 1) in 0 and too moderate (over 1) in 0 of 1 tasks"
     )
     rows = calibration_rows(table, scores)
     assert [(row["task"], row["recalibration"]) for row in rows] == [
@@ -148,11 +148,11 @@ def test_benefit_is_told_of_recalibrated_risks_and_where_it_is_sure(scores):
 
 
 def level(task: str, group: str, name: str, value: float | None, gap: tuple[float, float] | None, **more: Any) -> dict:
-    limits = (None, None, None) if gap is None else ((gap[0] + gap[1]) / 2, *gap)
+    limits = (None, NAN, NAN) if gap is None else ((gap[0] + gap[1]) / 2, *gap)
     own = {
         "value": value,
-        "lower": None if value is None else value - 0.1,
-        "upper": None if value is None else value + 0.1,
+        "lower": NAN if value is None else value - 0.1,
+        "upper": NAN if value is None else value + 0.1,
     }
     differences = dict(zip(("difference", "difference_lower", "difference_upper"), limits, strict=True))
     return entry(task, BEST, group=group, level=name, score="auroc", **own, **differences) | more
@@ -173,8 +173,8 @@ def test_gaps_between_groups_are_counted_and_suppressed_levels_are_left_out(scor
         infer_schema_length=None,
     )
     assert subgroup_sentence(table, scores, 0.9) == (
-        "Of 2 gaps in AUROC between a level and all others of its group, the interval of 1 excludes 0; chance alone "
-        "would give about 0.2. They are stay, sex female: −0.150"
+        "Of 2 gaps in AUROC between a level and all others of its group, the interval of 1 excludes 0 (chance alone "
+        "would give about 0.2): stay, sex female: −0.150"
     ), "of two levels, one gap; 15 positive subjects inside, or outside, are too few"
     assert subgroup_sentence(table.filter(group="history"), scores, 0.9) is None
     figure = subgroup_scores(table, scores)
@@ -205,7 +205,7 @@ def test_new_onsets_stand_beside_repeats_where_there_are_both(scores):
 
 
 def test_onsets_are_judged_by_the_best_model_where_their_positives_suffice(scores):
-    def both(task: str, who: tuple[str, str], new: float, lower: float | None, **more: Any) -> list[dict[str, Any]]:
+    def both(task: str, who: tuple[str, str], new: float, lower: float, **more: Any) -> list[dict[str, Any]]:
         onset = level(task, "history", "new onset", new, (-0.4, -0.2), lower=lower, **more)
         return [
             row | {"model": who[0], "head": who[1]} for row in (onset, level(task, "history", "repeated", 0.9, None))
@@ -217,7 +217,7 @@ def test_onsets_are_judged_by_the_best_model_where_their_positives_suffice(score
         "judged; its AUROC is lower there than over all labels in stay (−0.200)"
     )
     few = both("stay", BEST, 0.6, 0.55, n_positive_subjects="19")
-    hidden = both("icu", BEST, 0.6, None)
+    hidden = both("icu", BEST, 0.6, NAN)
     assert onset_sentence(pl.DataFrame([*few, *hidden], infer_schema_length=None), scores) is None
 
 
@@ -249,11 +249,12 @@ def test_few_shot_learning_is_summed_up_at_its_ends():
         of("stay", "mamba-tiny-64", "logistic_regression", "2", 0.95),
     ]
     assert few_shot_sentence(pl.DataFrame(rows)) == (
-        "with 2 labels per class, the highest AUROC is that of mamba-tiny-64 0.600 (0.500 to 0.700), against counts, "
-        "LightGBM 0.500 (0.400 to 0.600); with 128 labels per class, the highest AUROC is that of gpt-tiny-64 0.800 "
-        "(0.700 to 0.900), against counts, LightGBM 0.850 (0.750 to 0.950) (mean over tasks)"
+        "of the models and of the heads on counts, the best: with 2 labels per class, mamba-tiny-64 has 0.600 (0.500 "
+        "to 0.700) and counts, LightGBM has 0.500 (0.400 to 0.600); with 128 labels per class, gpt-tiny-64 has 0.800 "
+        "(0.700 to 0.900) and counts, LightGBM has 0.850 (0.750 to 0.950) (mean over tasks)"
     )
     assert few_shot_sentence(pl.DataFrame(rows).clear()) is None
+    assert few_shot_sentence(pl.DataFrame([row | {"n_positive_subjects": "12"} for row in rows])) is None
 
 
 def test_contexts_of_one_architecture_can_be_told_apart_on_few_labels(scores):

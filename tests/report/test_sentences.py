@@ -422,9 +422,9 @@ def test_the_difference_sentence_counts_the_tasks_of_the_longest_contexts():
     rows += [row for model in intervals for row in quarters("task_0", model, RISES, WORSE, "gap_sd")]
     said = difference_sentence(pl.DataFrame(rows), models, "rr_1")
     assert said == (
-        "On the quarter that is most repetitive, against the one that is least repetitive (tasks with at least 20 "
-        "positive subjects in these quarters): gpt-tiny-512 is surely worse in 2 and surely better in 1 of 4 tasks; "
-        "mamba-tiny-512 is surely worse in 0 and surely better in 1 of 4 tasks"
+        "On the quarter that is most repetitive, against the one that is least repetitive (by intervals that "
+        "exclude 0, in tasks with at least 20 positive subjects in these quarters): gpt-tiny-512 is worse "
+        "in 2 and better in 1 of 4 tasks; mamba-tiny-512 is worse in 0 and better in 1 of 4 tasks"
     )
     assert difference_sentence(pl.DataFrame(rows), models, "n_tokens") is None
 
@@ -432,7 +432,7 @@ def test_the_difference_sentence_counts_the_tasks_of_the_longest_contexts():
 def test_an_undefined_difference_is_neither_worse_nor_better():
     rows = quarters("t", "gpt-tiny-512", RISES, (NAN, NAN))
     said = difference_sentence(pl.DataFrame(rows), TWO, "rr_1")
-    assert "gpt-tiny-512 is surely worse in 0 and surely better in 0 of 1 task" in said
+    assert "gpt-tiny-512 is worse in 0 and better in 0 of 1 task" in said
 
 
 @pytest.mark.parametrize("n_positive", ["3", "19", "<10"])
@@ -440,7 +440,7 @@ def test_the_difference_sentence_draws_no_verdict_from_few_positives(n_positive)
     rows = quarters("rare", "gpt-tiny-512", RISES, WORSE, n_positive_subjects=n_positive)
     rows += quarters("common", "gpt-tiny-512", RISES, WORSE)
     said = difference_sentence(pl.DataFrame(rows), TWO, "rr_1")
-    assert "surely worse in 1 " in said
+    assert "worse in 1 " in said
 
 
 # --- losses and perplexities ---
