@@ -22,7 +22,7 @@ from ehrctx.probe.statistics import (
     subjects_of_mean,
     variances,
 )
-from ehrctx.probe.suppression import COUNTS, are_shown
+from ehrctx.probe.suppression import COUNTS, are_scores_shown
 from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
@@ -102,13 +102,18 @@ def _mean(tasks: list[TaskPredictions], scored: list[Scored], entries: Iterable[
     return Scored(found, count_labels(y, subject_ids), intervals.subjects(y, subject_ids), tuple(scored))
 
 
+def _is_shown(task: Scored, privacy: Privacy) -> bool:
+    """Whether the tables show all of a task: its scores, and whether it has intervals."""
+    return are_scores_shown(task.counts, privacy) and (task.n > 0 or privacy.minimum_count <= 1)
+
+
 def _means(
     tasks: list[TaskPredictions], scored: list[Scored], privacy: Privacy, intervals: Intervals
 ) -> list[tuple[str, Scored]]:
     """For the entries of each k: the mean over the tasks that all of them predicted, and over those of these that have
     enough positive subjects; each only of two tasks or more.
 
-    Tasks with hidden counts are left out: their scores, which would tell them, are the mean less all the others.
+    Tasks of which something is hidden are left out: it is the mean less all the others.
     """
     by_k: dict[str, list[Entry]] = {}
     for entry in dict.fromkeys(entry for of_task in scored for entry in of_task.found):
@@ -118,7 +123,7 @@ def _means(
         complete = [
             i
             for i, of_task in enumerate(scored)
-            if of_task.found.keys() >= set(entries) and are_shown(of_task.counts, privacy)
+            if of_task.found.keys() >= set(entries) and _is_shown(of_task, privacy)
         ]
         many = [i for i in complete if scored[i].counts["n_positive_subjects"] >= FEW_POSITIVES]
         for name, over in ((MACRO, complete), (MACRO_MANY_POSITIVES, many)):
@@ -287,7 +292,7 @@ def score_tables(
 
     The difference is the entry's score minus the reference's (for Brier, less is better); differences and wins are of
     heads fitted on all labels alone. The task "macro" is the unweighted mean over the tasks that every entry (of one k)
-    predicted and whose counts `privacy` shows, "macro_many_positives" that over those of them with at least
+    predicted and that `privacy` shows, "macro_many_positives" that over those of them with at least
     `FEW_POSITIVES` positive subjects: their n and n_positive are sums over tasks, their subjects distinct.
 
     `p` is the bootstrap's p value of a difference, `p_holm` the same for being one of many tests, `sure` whether it is
@@ -303,7 +308,7 @@ def score_tables(
         entries = list(task.on_all_labels().p)
         delongs = _delong_p(task, entries) if len(entries) > 1 else {}
         differences += _differences(task.task, scored[-1], delongs, intervals)
-    shown = [of_task for of_task in scored if are_shown(of_task.counts, privacy)]
+    shown = [of_task for of_task in scored if _is_shown(of_task, privacy)]
     means = _means(of_tasks, scored, privacy, intervals)
     named = [*means, *((task.task, of_task) for task, of_task in zip(of_tasks, scored, strict=True))]
     of_means = [row for name, mean in means for row in _differences(name, mean, {}, intervals)]

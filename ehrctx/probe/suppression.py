@@ -14,6 +14,7 @@ import polars as pl
 from ehrctx.study import Privacy
 
 COUNTS = ("n", "n_positive", "n_subjects", "n_positive_subjects")
+SCORED = ("n", "n_positive")  # what a score would tell
 _WHOLE = {"n_positive": "n", "n_positive_subjects": "n_subjects"}
 
 Counts = Mapping[str, int]  # some of COUNTS -> the exact number
@@ -55,9 +56,10 @@ def cells(counts: Counts, privacy: Privacy) -> Cells:
     return found
 
 
-def are_shown(counts: Counts, privacy: Privacy) -> bool:
-    """Whether a table shows all counts of one row as they are."""
-    return not any(is_hidden(cell) for cell in cells(counts, privacy).values())
+def are_scores_shown(counts: Counts, privacy: Privacy) -> bool:
+    """Whether a table shows the scores of a task: an AUROC is a multiple of one over positive times negative labels."""
+    shown = cells(counts, privacy)
+    return not any(is_hidden(shown[name]) for name in SCORED)
 
 
 def of_sum(total: Cells, parts: Sequence[Cells]) -> Cells:

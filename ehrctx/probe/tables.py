@@ -24,7 +24,7 @@ from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.score import score_tables
 from ehrctx.probe.statistics import Draws, Intervals
 from ehrctx.probe.subgroups import ESTIMATES, subgroup_table
-from ehrctx.probe.suppression import COUNTS, Cells, Counts, mask, of_partition, suppress
+from ehrctx.probe.suppression import COUNTS, SCORED, Cells, Counts, mask, of_partition, suppress
 from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 from ehrctx.tasks.history import read_history
@@ -118,12 +118,9 @@ def _without_values(frame: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
 
 
 def _without_scores_of_few(frame: pl.DataFrame, values: Sequence[str] = ("value", "lower", "upper")) -> pl.DataFrame:
-    """Scores emptied where hardly any label is positive, or negative: an AUROC is a multiple of one over their product.
-
-    A mean is over tasks whose counts are shown.
-    """
+    """Scores emptied where hardly any label is positive, or negative. A mean is over tasks whose scores are shown."""
     is_mean = pl.col("task").is_in([MACRO, MACRO_MANY_POSITIVES])
-    return frame.with_columns(pl.when(is_mean | ~_is_hidden(("n", "n_positive"))).then(pl.col(values)))
+    return frame.with_columns(pl.when(is_mean | ~_is_hidden(SCORED)).then(pl.col(values)))
 
 
 def _without_errors_of_hidden_bins(calibration: pl.DataFrame, reliability: pl.DataFrame) -> pl.DataFrame:
