@@ -292,14 +292,15 @@ def score_tables(
 
     The difference is the entry's score minus the reference's (for Brier, less is better); differences and wins are of
     heads fitted on all labels alone. The task "macro" is the unweighted mean over the tasks that every entry (of one k)
-    predicted and that `privacy` shows, "macro_many_positives" that over those of them with at least
-    `FEW_POSITIVES` positive subjects: their n and n_positive are sums over tasks, their subjects distinct.
+    predicted and of which `privacy` hides nothing, "macro_many_positives" that over those of them with at least
+    `FEW_POSITIVES` positive subjects: their n and n_positive are sums over tasks, their subjects distinct. Wins, too,
+    are of tasks of which nothing is hidden.
 
     `p` is the bootstrap's p value of a difference, `p_holm` the same for being one of many tests, `sure` whether it is
     under 1 - level (empty where fewer than `FEW_POSITIVES` subjects have a label of either class), `p_delong` the
     cross-check of an AUROC's `p` in closed form.
     """
-    intervals = Intervals(statistics.level, max(2, privacy.minimum_count))
+    intervals = Intervals.under(privacy, statistics.level)
     of_tasks, scored = [], []
     differences: list[dict[str, Any]] = []
     for task in tasks:

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from ehrctx.study import Statistics
+from ehrctx.study import Privacy, Statistics
 
 SCORES = ("auroc", "auprc", "brier")
 LESS_IS_BETTER = ("brier",)
@@ -153,6 +153,11 @@ class Intervals:
 
     level: float
     least: int = 2
+
+    @classmethod
+    def under(cls, privacy: Privacy, level: float) -> Self:
+        """Those that may be shown."""
+        return cls(level, max(2, privacy.minimum_count))
 
     def subjects(self, y: np.ndarray, subject_ids: np.ndarray) -> int:
         """On how many subjects a score of labels y bool[n] rests: those with a label of the class that fewer have.

@@ -156,7 +156,7 @@ def evaluate(
     """All tables that rest on predictions, by name, without small counts and what would tell them."""
     draws = Draws.of(evaluated_subjects(predictions), statistics)
     tables = score_tables(by_task(predictions), draws, statistics, privacy)
-    intervals = Intervals(statistics.level, max(2, privacy.minimum_count))
+    intervals = Intervals.under(privacy, statistics.level)
     on_all_labels = [frame.filter(k="all") for frame in predictions]  # the few-shot ones are many times as many
     held_out = list(by_task(on_all_labels))
     tuning = {task.task: task for task in by_task(on_all_labels, "tuning")}
