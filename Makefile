@@ -1,5 +1,5 @@
 # make demo     the demo study: environment, workflow, report
-# make smoke    the same workflow on a pocket-size study, in about a minute
+# make smoke    the same workflow on a pocket-size study, in about a minute and a half
 # make test     the tests
 # make check    ruff and mypy
 # make bench    speed against named baselines, as JSON lines (BENCH=--quick: a few minutes)
