@@ -122,7 +122,7 @@ def _slope_and_intercept(y: np.ndarray, x: np.ndarray, subject_ids: np.ndarray, 
 
 
 def _error(
-    y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, intervals: Intervals
+    y: np.ndarray, p: np.ndarray, subject_ids: np.ndarray, draws: Draws, intervals: Intervals, n: int
 ) -> tuple[float, float, float]:
     """Expected calibration error over `quantile_bins`, the mean distance of predicted and observed; and its interval.
 
@@ -134,7 +134,6 @@ def _error(
     gaps, of_replicates = draws.means(np.eye(BINS)[quantile_bins(p)] * (p - y)[:, None], subject_ids)
     error = float(np.abs(gaps).sum())
     errors = np.abs(of_replicates).sum(axis=1)
-    n = intervals.subjects(y, subject_ids)
     _, noise = intervals.of(np.abs(of_replicates - gaps).sum(axis=1), n)
     upper = error + float(np.nanmean(errors)) - intervals.of(errors, n)[0]
     return error, float(np.maximum(0.0, error - noise)), upper
@@ -149,7 +148,7 @@ def _measures(
     replicated["brier"] = float(brier[0]), of_replicates[:, 0]
     n = intervals.subjects(y, subject_ids)
     found = {name: (point, *intervals.of(replicates, n)) for name, (point, replicates) in replicated.items()}
-    found["ece"] = _error(y, p, subject_ids, draws, intervals)
+    found["ece"] = _error(y, p, subject_ids, draws, intervals, n)
     return [{"measure": name} | dict(zip(_ESTIMATE, found[name], strict=True)) for name in MEASURES]
 
 

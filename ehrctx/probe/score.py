@@ -27,7 +27,7 @@ from ehrctx.study import Privacy, Statistics
 from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
 ANY = "any other"  # the reference of a win rate against all others
-_RESTS_ON = "_rests_on"  # subjects of the rarer class
+_RARER = "_rarer"  # how many subjects have a label of the rarer class
 
 _IDENTITY: dict[str, Any] = {**dict.fromkeys(("task", *Entry._fields), pl.String), "replicate": pl.Int64}
 _REFERENCE = dict.fromkeys(("reference", "reference_head"), pl.String)
@@ -67,12 +67,16 @@ class Scored:
         replicates there, float64[replicates, 3]."""
         if not self.tasks:
             return np.full(len(SCORES), float(self.n))
-        return _over_tasks([replicates_of(task) for task in self.tasks], [task.n for task in self.tasks], self.n)
+        return _subjects_over_tasks(
+            [replicates_of(task) for task in self.tasks], [task.n for task in self.tasks], self.n
+        )
 
 
-def _over_tasks(replicates: Sequence[np.ndarray], n: Sequence[Any], of_all: float) -> np.ndarray:
-    """On how many subjects a mean over tasks rests, from each task's replicates and subjects: not on more than `of_all`
-    tasks together, who are the same in many."""
+def _subjects_over_tasks(
+    replicates: Sequence[np.ndarray], n: Sequence[float | np.ndarray], of_all: float
+) -> np.ndarray:
+    """On how many subjects a mean over tasks rests, float64[3], from each task's replicates float64[replicates, 3] and
+    subjects: not on more than `of_all` tasks together, as many are the same."""
     spread = np.stack([variances(of_task) for of_task in replicates])
     subjects = np.stack([np.broadcast_to(of_task, len(SCORES)) for of_task in n])
     return np.minimum(subjects_of_mean(spread, subjects), of_all)
@@ -107,24 +111,15 @@ def _is_shown(task: Scored, privacy: Privacy) -> bool:
     return are_scores_shown(task.counts, privacy) and (task.n > 0 or privacy.minimum_count <= 1)
 
 
-def _means(
-    tasks: list[TaskPredictions], scored: list[Scored], privacy: Privacy, intervals: Intervals
-) -> list[tuple[str, Scored]]:
+def _means(tasks: list[TaskPredictions], scored: list[Scored], intervals: Intervals) -> list[tuple[str, Scored]]:
     """For the entries of each k: the mean over the tasks that all of them predicted, and over those of these that have
-    enough positive subjects; each only of two tasks or more.
-
-    Tasks of which something is hidden are left out: it is the mean less all the others.
-    """
+    enough positive subjects; each only of two tasks or more."""
     by_k: dict[str, list[Entry]] = {}
     for entry in dict.fromkeys(entry for of_task in scored for entry in of_task.found):
         by_k.setdefault(entry.k, []).append(entry)
     means = []
     for entries in by_k.values():
-        complete = [
-            i
-            for i, of_task in enumerate(scored)
-            if of_task.found.keys() >= set(entries) and _is_shown(of_task, privacy)
-        ]
+        complete = [i for i, of_task in enumerate(scored) if of_task.found.keys() >= set(entries)]
         many = [i for i in complete if scored[i].counts["n_positive_subjects"] >= FEW_POSITIVES]
         for name, over in ((MACRO, complete), (MACRO_MANY_POSITIVES, many)):
             if len(over) > 1:
@@ -166,7 +161,7 @@ def _difference_rows(
             "p": intervals.two_sided_p(replicates[:, s], n[s]),
             "p_delong": p_delong if row["score"] == "auroc" and scored.n else None,
         }
-        rows.append(identity | row | tests | scored.counts | {_RESTS_ON: scored.n})
+        rows.append(identity | row | tests | scored.counts | {_RARER: scored.n})
     return rows
 
 
@@ -186,13 +181,13 @@ def _with_holm(differences: pl.DataFrame, level: float) -> pl.DataFrame:
         "_pair": pl.when(is_mean).then(pl.lit("")).otherwise(pl.concat_str("model", "head", separator="\0")),
         "_mean": pl.when(is_mean).then(pl.col("task")).otherwise(pl.lit("")),
     }
-    is_judged = pl.col(_RESTS_ON) >= FEW_POSITIVES
+    is_judged = pl.col(_RARER) >= FEW_POSITIVES
     adjusted = pl.col("p").map_batches(lambda p: pl.Series(holm(p.to_numpy())), return_dtype=pl.Float64)
     return (
         differences.with_columns(**family)
         .with_columns(p_holm=adjusted.over("score", "reference", "reference_head", *family))
         .with_columns(sure=pl.when(pl.col("p_holm").is_finite() & is_judged).then(pl.col("p_holm") < 1 - level))
-        .drop(*family, _RESTS_ON)
+        .drop(*family, _RARER)
     )
 
 
@@ -212,29 +207,24 @@ def _wins(scored: list[Scored], intervals: Intervals) -> list[dict[str, Any]]:
             of_points, of_replicates = (
                 [(np.sign(sign * (t.found[a][part] - t.found[b][part])) + 1) / 2 for t in both] for part in (0, 1)
             )
-            n = _over_tasks(of_replicates, [t.n for t in both], np.inf)
+            n = _subjects_over_tasks(of_replicates, [t.n for t in both], np.inf)
             rate = np.mean(of_points, axis=0), np.mean(of_replicates, axis=0), n
             against.setdefault(b.model, []).append(rate)
             n_shared.append(len(both))
-            rows += _win_rows(a, b.model, b.head, *rate, len(both), intervals)
+            rows += _win_rows(a, b.model, b.head, rate, len(both), intervals)
         others = [heads for model, heads in against.items() if model != a.model] or list(against.values())
         if others:
             means = [np.mean([np.mean([rate[part] for rate in heads], 0) for heads in others], 0) for part in (0, 1)]
             least = np.min([rate[2] for heads in others for rate in heads], axis=0)
-            rows += _win_rows(a, ANY, "", means[0], means[1], least, min(n_shared), intervals)
+            rows += _win_rows(a, ANY, "", (*means, least), min(n_shared), intervals)
     return rows
 
 
 def _win_rows(
-    entry: Entry,
-    reference: str,
-    head: str,
-    point: np.ndarray,
-    replicates: np.ndarray,
-    n: np.ndarray,
-    n_tasks: int,
-    intervals: Intervals,
+    entry: Entry, reference: str, head: str, rate: tuple[np.ndarray, ...], n_tasks: int, intervals: Intervals
 ) -> list[dict[str, Any]]:
+    """`rate` is (point, replicates, subjects), as `_estimates` takes them."""
+    point, replicates, n = rate
     identity = {"model": entry.model, "head": entry.head, "reference": reference, "reference_head": head}
     return [identity | row | {"n_tasks": n_tasks} for row in _estimates(point, replicates, n, intervals)]
 
@@ -261,9 +251,11 @@ def _few_shot_rows(
         return np.take_along_axis(replicates, chosen[:, :, None], axis=1).mean(axis=1)
 
     if scored.tasks:
-        n = _over_tasks([means(t) for t in scored.tasks], [_rest_on(t, entries) for t in scored.tasks], scored.n)
+        n = _subjects_over_tasks(
+            [means(t) for t in scored.tasks], [_subjects_or_draws(t, entries) for t in scored.tasks], scored.n
+        )
     else:
-        n = _rest_on(scored, entries)
+        n = _subjects_or_draws(scored, entries)
     points = np.stack([scored.found[entry][0] for entry in entries])
     deviations = points.std(axis=0, ddof=1) if len(entries) > 1 else np.full(len(SCORES), np.nan)
     model, head, k, _ = entries[0]
@@ -274,7 +266,7 @@ def _few_shot_rows(
     ]
 
 
-def _rest_on(task: Scored, entries: list[Entry]) -> np.ndarray:
+def _subjects_or_draws(task: Scored, entries: list[Entry]) -> np.ndarray:
     """On how many subjects, or draws, a mean over draws rests: on each by what it adds to the variance; float64[3].
 
     A single draw rests on the subjects alone: what another would have given is not known."""
@@ -309,8 +301,10 @@ def score_tables(
         entries = list(task.on_all_labels().p)
         delongs = _delong_p(task, entries) if len(entries) > 1 else {}
         differences += _differences(task.task, scored[-1], delongs, intervals)
-    shown = [of_task for of_task in scored if _is_shown(of_task, privacy)]
-    means = _means(of_tasks, scored, privacy, intervals)
+    # what is hidden of a task would be the mean less all the others
+    shown = [i for i, of_task in enumerate(scored) if _is_shown(of_task, privacy)]
+    shown_scored = [scored[i] for i in shown]
+    means = _means([of_tasks[i] for i in shown], shown_scored, intervals)
     named = [*means, *((task.task, of_task) for task, of_task in zip(of_tasks, scored, strict=True))]
     of_means = [row for name, mean in means for row in _differences(name, mean, {}, intervals)]
     rows = [
@@ -323,8 +317,8 @@ def score_tables(
     return ScoreTables(
         scores=pl.DataFrame(rows, schema=SCORE_TABLE),
         differences=_with_holm(
-            pl.DataFrame(of_means + differences, schema=DIFFERENCE_TABLE | {_RESTS_ON: pl.Int64}), statistics.level
+            pl.DataFrame(of_means + differences, schema=DIFFERENCE_TABLE | {_RARER: pl.Int64}), statistics.level
         ).select(list(DIFFERENCE_TABLE)),
-        wins=pl.DataFrame(_wins(shown, intervals), schema=WIN_TABLE),
+        wins=pl.DataFrame(_wins(shown_scored, intervals), schema=WIN_TABLE),
         few_shot=pl.DataFrame(few_shot, schema=FEW_SHOT_TABLE),
     )

@@ -120,7 +120,7 @@ class Draws:
 
 
 def variances(replicates: np.ndarray) -> np.ndarray:
-    """Of [replicates, ...] those that are defined, float64[...]; 0 where none is."""
+    """Of float64[replicates, ...] over the replicates that are defined, float64[...]; 0 where none is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nan_to_num(np.nanvar(replicates, axis=0))
@@ -138,8 +138,9 @@ def subjects_of_mean(spread: np.ndarray, n: np.ndarray) -> np.ndarray:
     return 1 + np.where((n < 2).any(axis=0), 0.0, np.where(np.isnan(freedom), np.inf, freedom))
 
 
-def _t_of_z(n: float) -> tuple[float, float]:
-    """Degrees of freedom of n subjects, and what a bootstrap's z lacks of a t: it divides by n for n - 1."""
+def _student(n: float) -> tuple[float, float]:
+    """Student's degrees of freedom for n subjects, and how many times smaller a bootstrap's deviation, which divides by
+    n and not by n - 1, is than the sample's."""
     return min(n - 1, 1e9), np.sqrt(1 - 1 / n)
 
 
@@ -156,7 +157,7 @@ class Intervals:
 
     @classmethod
     def under(cls, privacy: Privacy, level: float) -> Self:
-        """Those that may be shown."""
+        """Those that may be shown where counts under the minimum are hidden."""
         return cls(level, max(2, privacy.minimum_count))
 
     def subjects(self, y: np.ndarray, subject_ids: np.ndarray) -> int:
@@ -177,7 +178,7 @@ class Intervals:
         defined = self._defined(replicates, n)
         if defined is None:
             return float("nan"), float("nan")
-        freedom, shrinkage = _t_of_z(n)
+        freedom, shrinkage = _student(n)
         tail = float(ndtr(stdtrit(freedom, (1 - self.level) / 2) / shrinkage))
         lower, upper = np.quantile(defined, [tail, 1 - tail])
         return float(lower), float(upper)
@@ -192,7 +193,7 @@ class Intervals:
         if defined is None:
             return float("nan")
         beyond = min((defined <= 0).sum(), (defined >= 0).sum())
-        freedom, shrinkage = _t_of_z(n)
+        freedom, shrinkage = _student(n)
         return float(2 * stdtr(freedom, shrinkage * min(0.0, ndtri((1 + beyond) / (1 + len(defined))))))
 
 

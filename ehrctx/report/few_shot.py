@@ -11,6 +11,7 @@ from ehrctx.report.figures import (
     bar_lengths,
     count,
     entry_name,
+    name_axes,
     overall_task,
     panel_grid,
     shared_legend,
@@ -56,10 +57,7 @@ def score_by_k(few_shot: pl.DataFrame, scores: pl.DataFrame, score: str = "auroc
         axes.axhline(0.5, color="#cccccc", linewidth=0.8)
         n = own.row(0, named=True)
         titled(axes, task, [f"n = {count(n['n'])}, positive {count(n['n_positive'])}"])
-    for axes in panels[-grid.shape[1] :]:
-        axes.set_xlabel("labels per class")
-    for line in grid:
-        line[0].set_ylabel(SCORE_NAMES[score])
+    name_axes(panels, grid, "labels per class", SCORE_NAMES[score])
     if tasks:
         shared_legend(figure, panels[0])
     return figure

@@ -168,6 +168,14 @@ def panel_grid(n: int, columns: int, height: float | None, sharey: bool) -> tupl
     return figure, panels[:n], grid
 
 
+def name_axes(panels: list[Axes], grid: np.ndarray, x: str, y: str | None = None) -> None:
+    """`x` below the lowest panel of each column, `y` beside the first of each line."""
+    for axes in panels[-grid.shape[1] :]:
+        axes.set_xlabel(x)
+    for line in grid if y is not None and panels else ():
+        line[0].set_ylabel(y)
+
+
 def shared_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = int(figure.get_figwidth() / 1.75)
@@ -194,10 +202,7 @@ def score_by_context(scores: pl.DataFrame, models: pl.DataFrame, score: str = "a
         axes.set_title(task_name(task), loc="left", pad=16)
         size = 8.5 if len(counted) < 44 else 7.2
         axes.text(0, 1.02, counted, transform=axes.transAxes, fontsize=size, color="#444444")
-    for axes in panels[-grid.shape[1] :]:
-        axes.set_xlabel("context length (tokens)")
-    for line in grid:
-        line[0].set_ylabel(SCORE_NAMES[score])
+    name_axes(panels, grid, "context length (tokens)", SCORE_NAMES[score])
     if tasks:
         shared_legend(figure, panels[0])
     return figure

@@ -19,7 +19,16 @@ from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.probe.statistics import FEW_POSITIVES
 from ehrctx.probe.subgroups import HISTORY, NEW_ONSET, REPEATED
 from ehrctx.probe.suppression import lower_bound
-from ehrctx.report.figures import BASELINES, STYLES, bar_lengths, entry_name, panel_grid, shared_legend, task_name
+from ehrctx.report.figures import (
+    BASELINES,
+    STYLES,
+    bar_lengths,
+    entry_name,
+    name_axes,
+    panel_grid,
+    shared_legend,
+    task_name,
+)
 from ehrctx.report.sentences import excludes_zero, few_positives, has_interval, listed, signed, strongest_baseline
 from ehrctx.study import ModelId
 
@@ -87,10 +96,7 @@ def reliability_curves(reliability: pl.DataFrame, scores: pl.DataFrame) -> Figur
         axes.set_ylim(-0.03 * limit, limit)
         axes.set_box_aspect(1)
         titled(axes, task, [entry_name(*who) for who in shown_of(scores, task)[:1]])
-    for axes in panels[-grid.shape[1] :]:
-        axes.set_xlabel("predicted risk")
-    for line in grid:
-        line[0].set_ylabel("observed share")
+    name_axes(panels, grid, "predicted risk", "observed share")
     return figure
 
 
@@ -120,10 +126,7 @@ def decision_curves(net_benefit: pl.DataFrame, scores: pl.DataFrame) -> Figure:
                 )
         axes.set_ylim(-0.15 * top or -0.01, 1.12 * top or 0.01)
         titled(axes, task, [entry_name(*who) for who in shown_of(scores, task)[:1]])
-    for axes in panels[-grid.shape[1] :]:
-        axes.set_xlabel("risk from which on one acts")
-    for line in grid:
-        line[0].set_ylabel("net benefit")
+    name_axes(panels, grid, "risk from which on one acts", "net benefit")
     if tasks:
         shared_legend(figure, panels[0])
     return figure
@@ -156,8 +159,7 @@ def subgroup_scores(subgroups: pl.DataFrame, scores: pl.DataFrame) -> Figure:
         axes.set_yticks(list(places.values()), [f"{group} {level}" for group, level in levels])
         axes.set_ylim(-len(levels) + 0.4, 0.6)
         titled(axes, task, [best[0]])
-    for axes in panels[-grid.shape[1] :]:
-        axes.set_xlabel("AUROC")
+    name_axes(panels, grid, "AUROC")
     return figure
 
 
@@ -266,23 +268,22 @@ def subgroup_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame, level: floa
 
 
 def onset_rows(subgroups: pl.DataFrame, scores: pl.DataFrame) -> list[dict[str, Any]]:
-    """One row per task with repeated labels and shown head: `task`, `name`, the AUROC rows `new` and `repeated`."""
+    """One row per task with repeated labels and shown head: `task`, `who`, `name`, AUROC rows `new` and `repeated`."""
     shown = subgroups.filter(group=HISTORY, score="auroc")
     rows = []
     for task in judged_tasks(scores, shown):
         for who in shown_of(scores, task):
             found = {row["level"]: row for row in _of(shown, task, who).iter_rows(named=True)}
             if found.keys() >= {NEW_ONSET, REPEATED}:
-                rows.append(
-                    {"task": task, "name": entry_name(*who), "new": found[NEW_ONSET], "repeated": found[REPEATED]}
-                )
+                parts = {"new": found[NEW_ONSET], "repeated": found[REPEATED]}
+                rows.append({"task": task, "who": who, "name": entry_name(*who)} | parts)
     return rows
 
 
 def onset_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | None:
     """In how many tasks the best model finds new onsets better than chance, and where repeats flatter its score."""
     best = {task: shown_of(scores, task)[0] for task in judged_tasks(scores, subgroups)}
-    of_best = [row for row in onset_rows(subgroups, scores) if row["name"] == entry_name(*best[row["task"]])]
+    of_best = [row for row in onset_rows(subgroups, scores) if row["who"] == best[row["task"]]]
     rows = [row for row in of_best if not few_positives(row["new"]["n_positive_subjects"]) and has_interval(row["new"])]
     if not rows:
         return None

@@ -23,7 +23,7 @@ def signed(value: float) -> str:
 
 
 def has_interval(row: dict[str, Any]) -> bool:
-    """Whether the interval is neither hidden nor undefined."""
+    """Whether the interval is neither hidden nor undefined: tables are read with NaN for both."""
     return bool(row["lower"] == row["lower"])
 
 
@@ -37,7 +37,7 @@ def _interval(row: dict[str, Any]) -> str:
 
 
 def excludes_zero(row: dict[str, Any]) -> bool:
-    """Whether the interval is there and excludes 0."""
+    """Whether the interval is there (NaN is on no side of 0) and excludes 0."""
     return row["lower"] > 0 or row["upper"] < 0
 
 

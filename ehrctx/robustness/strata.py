@@ -113,8 +113,8 @@ def _counts(tasks: Sequence[_Task], name: str, stratum: str) -> dict[str, int]:
 def _subjects_of_strata(task: _Task, name: str, intervals: Intervals) -> np.ndarray:
     """On how many subjects the scores of STRATA rest, int64[5]; their difference on the fewer of its two.
 
-    At least two, so that a stratum of one class, whose Brier score is small, is as wide as all draws: without interval
-    it would tell a count that is hidden, and take the mean over tasks its own.
+    At least two, whose interval is as wide as all draws: the Brier score of a stratum of one class is defined, and if
+    it had no interval, that would tell a hidden count and leave the mean over tasks without one.
     """
     inside = [task.quartile[name] == q for q in range(len(QUARTILES))]
     n = [max(2, intervals.subjects(task.y[i], task.subject[i])) for i in inside]

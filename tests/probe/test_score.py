@@ -17,7 +17,7 @@ from ehrctx.errors import InputError
 from ehrctx.probe.by_task import Entry, by_task, evaluated_subjects
 from ehrctx.probe.delong import delong, delong_p
 from ehrctx.probe.predict import PREDICTIONS
-from ehrctx.probe.score import Scored, ScoreTables, _rest_on
+from ehrctx.probe.score import Scored, ScoreTables, _subjects_or_draws
 from ehrctx.probe.score import score_tables as tables_of
 from ehrctx.probe.statistics import Draws, holm, subject_draws
 from ehrctx.study import Privacy, Statistics
@@ -402,7 +402,7 @@ def test_a_mean_over_draws_rests_on_what_varies():
 
     def rests_on(points: np.ndarray, of_subjects: np.ndarray, m: int = 5) -> np.ndarray:
         found = {entry: (np.full(3, p), p + of_subjects) for entry, p in zip(draws[:m], points, strict=False)}
-        return _rest_on(Scored(found, {}, n=30), draws[:m])
+        return _subjects_or_draws(Scored(found, {}, n=30), draws[:m])
 
     apart, equal = np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.full(5, 0.7)
     assert rests_on(apart, 0 * noise) == pytest.approx([5] * 3)
