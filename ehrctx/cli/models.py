@@ -1,0 +1,99 @@
+"""Verbs on models: pretrain, export, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ehrctx.cli.verbs import Out, Settings, Store, TimelinesFolder, app, print_facts
+from ehrctx.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+
+@app.command()
+def pretrain(
+    timelines: TimelinesFolder,
+    model: Annotated[str, typer.Option(help="<arch>-<size>-<context>[-s<seed>], as in mamba-tiny-4096")],
+    out: Out,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="where to resume from; <out>.checkpoints if left out")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="folder of a pretrained model whose weights are the first, instead of random ones"),
+    ] = None,
+    settings: Settings = None,
+    running: Annotated[
+        str | None, typer.Option(help="how it is run, of the same section: threads, devices, checkpoint_seconds …")
+    ] = None,
+    tracking: Store = None,
+    experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
+) -> None:
+    """Train one model on next tokens; resumes where it was killed. Settings: the study's `pretraining`."""
+    from ehrctx.configuration import settings as parse
+    from ehrctx.pretrain.distribution import is_first_process
+    from ehrctx.pretrain.run import pretrain as run
+    from ehrctx.study import Pretraining
+
+    chosen = parse(Pretraining, settings)
+    if running is not None:
+        given = parse(Pretraining, running, "--running").model_dump(exclude_unset=True)
+        if learned := sorted(given.keys() - set(Pretraining.RUNNING)):
+            raise InputError(f"--running: `{learned[0]}` changes what is learned. Give it with --settings.")
+        chosen = chosen.model_copy(update=given)
+
+    def loggers() -> Iterator[Logger]:  # not yet: a call that is refused makes no run
+        if tracking is not None and is_first_process():
+            from ehrctx.report.tracking import training_logger
+
+            yield training_logger(tracking, experiment, model, chosen, start)
+
+    folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
+    facts = run(timelines, model, chosen, out, folder, loggers(), start=start)
+    if is_first_process():
+        print_facts(facts)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="folder that `ehrctx pretrain` wrote")],
+    out: Out,
+    timelines: Annotated[
+        Path | None, typer.Option(help="also ship what each token id means: the model's folder of `ehrctx tokenize`")
+    ] = None,
+    privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
+) -> None:
+    """Write a model as a folder that transformers loads without ehrctx, with a model card."""
+    from ehrctx.configuration import settings as parse
+    from ehrctx.pretrain.release import export as run
+    from ehrctx.study import Privacy
+
+    print_facts(run(model, out, timelines, parse(Privacy, privacy, "--privacy").minimum_count))
+
+
+@app.command()
+def plan(
+    study: Annotated[str, typer.Argument(help="a study in pipelines/studies/, or the path of one")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="time 20 steps of each model, and refuse what does not fit")
+    ] = False,
+) -> None:
+    """Print what the trainings of a study take on this machine: parameters, steps, time, memory. Nothing is trained."""
+    from ehrctx.configuration import find, load
+    from ehrctx.pretrain.plan import plan as run
+    from ehrctx.pretrain.plan import plan_text, refuse_what_does_not_fit
+    from ehrctx.study import Study
+
+    found = run(load(Study, find(study, Path("pipelines/studies"), "study")), measure)
+    if as_json:
+        print_facts(found)
+    else:
+        typer.echo(plan_text(found))
+    if measure:
+        refuse_what_does_not_fit(found)

@@ -1,0 +1,57 @@
+"""What all verbs share: the program itself, the options that several take, and how facts are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ehrctx import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which architecture and which context length predict best on your patients, and how sure are we?",
+)
+
+Data = Annotated[Path, typer.Argument(help="folder of a MEDS data set")]
+Out = Annotated[Path, typer.Option(help="what to write; replaced only when complete")]
+Profile = Annotated[str, typer.Option(help="a profile in pipelines/datasets/, or the path of one")]
+SplitsFile = Annotated[Path, typer.Option("--splits", help="subject_splits.parquet (see `ehrctx split`)")]
+LabelsFolder = Annotated[Path, typer.Option("--labels", help="folder that `ehrctx label` wrote")]
+TimelinesFolder = Annotated[Path, typer.Option("--timelines", help="folder that `ehrctx tokenize` wrote")]
+Settings = Annotated[
+    str | None, typer.Option(help="this section of a study file as YAML text; the defaults if left out")
+]
+Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no tracking if left out")]
+
+
+# What counts people or their labels in the facts of a verb: printed, and so logged, without small numbers.
+COUNTED = {
+    "labels", "positive", "left_out", "without_features", "without_timeline", "zero_or_undefined", "subjects", "rows",
+    "subjects_without_token", "events_by_outcome", "events_before_origin", "train", "tuning", "held_out",
+    "prediction_times", "unmatched",
+}  # fmt: skip
+
+
+def _shown(facts: Any, least: int, counted: bool = False) -> Any:
+    if isinstance(facts, dict):
+        return {name: _shown(value, least, counted or name in COUNTED) for name, value in facts.items()}
+    return f"<{least}" if counted and isinstance(facts, int) and 0 < facts < least else facts
+
+
+def print_facts(facts: dict) -> None:
+    """Prints what a verb counted; its manifest holds the exact numbers."""
+    from ehrctx.study import Privacy
+
+    typer.echo(json.dumps(_shown(facts, Privacy().minimum_count), indent=1, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
