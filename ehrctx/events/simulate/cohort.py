@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ehrctx.artifacts import new_artifact
 from ehrctx.events.simulate.clinic import DESCRIPTIONS
 from ehrctx.events.simulate.life import live
 from ehrctx.events.splits import hash_splits
+from ehrctx.events.writer import write_metadata
 from ehrctx.study import HashSplits, Simulation
 
 SUBJECTS_PER_SHARD = 1000
@@ -61,7 +61,7 @@ def simulate(simulation: Simulation, out: Path) -> dict[str, int]:
     used: set[str] = set()
     truth: list[bool] = []
     with new_artifact(out, "events", simulation.model_dump(), {}, facts) as folder:
-        for name in ("data", "metadata", "truth"):
+        for name in ("data", "truth"):
             (folder / name).mkdir()
         for index, (events, episodes) in enumerate(_shards(simulation)):
             events.write_parquet(folder / "data" / f"{index:04d}.parquet")
@@ -73,9 +73,7 @@ def simulate(simulation: Simulation, out: Path) -> dict[str, int]:
             description=pl.col("code").replace_strict(DESCRIPTIONS, default=None, return_dtype=pl.String),
             parent_codes=pl.lit(None, pl.List(pl.String)),
         )
-        codes.write_parquet(folder / "metadata" / "codes.parquet")
-        hash_splits(ids, SPLITS).write_parquet(folder / "metadata" / "subject_splits.parquet")
+        about = {"dataset_name": "ehrctx simulated cohort", "dataset_version": __version__}
+        write_metadata(folder, about, codes, hash_splits(ids, SPLITS))
         pl.DataFrame({"subject_id": ids, "episode": truth}).write_parquet(folder / "truth" / "subjects.parquet")
-        about = {"dataset_name": "ehrctx simulated cohort", "dataset_version": __version__, "meds_version": "0.4.1"}
-        (folder / "metadata" / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
     return facts

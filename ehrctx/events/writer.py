@@ -1,0 +1,90 @@
+"""Writing MEDS data sets: events that come in any order, sorted and sharded in bounded memory; and their metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from ehrctx.events.meds import CODES_FILE, SPLITS_FILE
+
+MEDS_VERSION = "0.4.1"
+EVENTS_PER_SHARD = 1_000_000
+MOST_SHARDS = 500  # as many files are open at once
+SPILLED = 2_000_000  # rows held in memory before they are dealt out
+
+
+def shards_for(n_events: int) -> int:
+    """How many shards hold `n_events` well."""
+    return max(1, min(MOST_SHARDS, round(n_events / EVENTS_PER_SHARD)))
+
+
+class ShardWriter:
+    """Takes frames of events in any order, and writes `data/NNNN.parquet` in MEDS's order when it is closed.
+
+    All frames have the same columns, among them subject_id int64 and time datetime[us]. A subject's events lie in one
+    shard, static ones first, then by time; events of one time keep the order in which they were added.
+    """
+
+    def __init__(self, folder: Path, n_shards: int) -> None:
+        self.n_events = 0
+        self._data, self._spill, self._n = folder / "data", folder / ".spilled", n_shards
+        self._data.mkdir()
+        self._spill.mkdir()
+        self._waiting: list[pl.DataFrame] = []
+        self._files: dict[int, pq.ParquetWriter] = {}
+
+    def add(self, events: pl.DataFrame) -> None:
+        self._waiting.append(events)
+        self.n_events += events.height
+        if sum(frame.height for frame in self._waiting) >= SPILLED:
+            self._deal_out()
+
+    def _deal_out(self) -> None:
+        if not self._waiting:
+            return
+        rows = pl.concat(self._waiting)
+        self._waiting = []
+        dealt = rows.with_columns(_shard=pl.col("subject_id").mod(self._n)).partition_by(
+            "_shard", as_dict=True, include_key=False, maintain_order=True
+        )
+        for (shard,), part in dealt.items():
+            table = part.to_arrow()
+            if shard not in self._files:
+                self._files[shard] = pq.ParquetWriter(self._spill / f"{shard}.parquet", table.schema)
+            self._files[shard].write_table(table)
+
+    def close(self) -> None:
+        """Sorts each shard and writes it where it belongs."""
+        self._deal_out()
+        for name, (shard, file) in enumerate(sorted(self._files.items())):
+            file.close()
+            spilled = self._spill / f"{shard}.parquet"
+            pl.read_parquet(spilled).sort("subject_id", "time", nulls_last=False, maintain_order=True).write_parquet(
+                self._data / f"{name:04d}.parquet"
+            )
+            spilled.unlink()
+        self._spill.rmdir()
+
+
+@contextmanager
+def sharded(folder: Path, n_shards: int) -> Iterator[ShardWriter]:
+    """A ShardWriter that is closed when all events are added."""
+    writer = ShardWriter(folder, n_shards)
+    yield writer
+    writer.close()
+
+
+def write_metadata(folder: Path, about: dict[str, Any], codes: pl.DataFrame, splits: pl.DataFrame) -> None:
+    """`metadata/`: dataset.json from `about` (dataset_name, dataset_version …), codes.parquet (code, description,
+    parent_codes) and subject_splits.parquet (subject_id, split), as MEDS prescribes them."""
+    (folder / "metadata").mkdir()
+    codes.select("code", "description", "parent_codes").write_parquet(folder / CODES_FILE)
+    splits.select("subject_id", "split").write_parquet(folder / SPLITS_FILE)
+    text = json.dumps({**about, "meds_version": MEDS_VERSION}, indent=1)
+    (folder / "metadata" / "dataset.json").write_text(text + "\n")
