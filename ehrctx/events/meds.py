@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.profile import DatasetProfile, matches
 
 SPLITS = ("train", "tuning", "held_out")
 SPLITS_FILE = Path("metadata/subject_splits.parquet")
 CODES_FILE = Path("metadata/codes.parquet")
 OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
 ROWS_NAMED = 5
+LONGEST_CODE = 500  # bytes; longer ones are notes or joined columns, which no vocabulary can hold
+BEFORE_BIRTH = timedelta(
+    days=30
+)  # records of a pregnancy's last weeks; earlier ones are another person's, or a wrong date
+BIRTH = "MEDS_BIRTH"
 
 
 @dataclass(frozen=True)
@@ -93,38 +98,67 @@ def _column_problems(schema: pl.Schema) -> Iterator[tuple[str, str]]:
             yield f"the column {column!r} is {schema[column]}, expected {expected}.", "Cast it when writing the file."
 
 
-def _violation(file: str, broken: pl.Series, problem: str, remedy: str) -> Violation:
+def _violation(file: str, broken: pl.Series, problem: str, remedy: str, first_row: int = 0) -> Violation:
     rows = broken.arg_true()
-    return Violation(file, tuple(int(r) + 1 for r in rows.head(ROWS_NAMED)), len(rows), problem, remedy)
+    return Violation(file, tuple(int(r) + first_row + 1 for r in rows.head(ROWS_NAMED)), len(rows), problem, remedy)
 
 
-def violations_of(events: pl.DataFrame, file: str) -> list[Violation]:
-    """Every rule that the raw rows of one shard break; rows count from 1."""
-    found = [Violation(file, (), 0, problem, remedy) for problem, remedy in _column_problems(events.schema)]
+def wrong_columns(schema: pl.Schema, file: str) -> list[Violation]:
+    """Every column that is missing or of a wrong type."""
+    return [Violation(file, (), 0, problem, remedy) for problem, remedy in _column_problems(schema)]
+
+
+def refuse(violations: list[Violation], dataset: Dataset) -> None:
+    """Raises InputError with the first of the violations, if there is one."""
+    if violations:
+        raise InputError(f"{violations[0]} `ehrctx check {dataset.root}` lists all violations.")
+
+
+def _before_birth(birth: str) -> pl.Expr:
+    born = pl.col("time").filter(pl.col("code").cast(pl.String) == birth).min().over("subject_id")
+    return pl.col("time") < born - BEFORE_BIRTH
+
+
+def violations_of(events: pl.DataFrame, file: str, birth: str = BIRTH, first_row: int = 0) -> list[Violation]:
+    """Every rule that the raw rows of one shard break; rows count from 1.
+
+    `birth` is the code of births; `first_row` is how many rows of the file lie before these.
+    """
+    found = wrong_columns(events.schema, file)
     if found or events.is_empty():
         return found
-    subject, time = pl.col("subject_id"), pl.col("time")
-    starts = subject != subject.shift(1)
+    subject, time, code = pl.col("subject_id"), pl.col("time"), pl.col("code").cast(pl.String)
     same = subject == subject.shift(1)
+    # a subject that begins again: looked for among the first rows of runs alone, which are few
+    runs = events.select(subject).with_row_index("_row").filter((subject != subject.shift(1)).fill_null(True))
+    again = runs.filter(~subject.is_first_distinct() & subject.is_not_null() & (pl.col("_row") > 0))["_row"]
     checked = events.select(
         no_subject=subject.is_null(),
         wide_subject=subject.is_not_null() & subject.cast(pl.Int64, strict=False).is_null(),
-        no_code=pl.col("code").is_null() | (pl.col("code").cast(pl.String) == ""),
-        scattered=(starts & (pl.struct("subject_id", run=starts.fill_null(True).cum_sum()).is_first_distinct()))
-        & ~subject.is_first_distinct(),
+        no_code=pl.col("code").is_null() | (code == ""),
+        long_code=code.str.len_bytes() > LONGEST_CODE,
         back_in_time=same & (time < time.shift(1)),
         late_static=same & time.is_null() & time.shift(1).is_not_null(),
-    )
+        before_birth=_before_birth(birth),
+    ).with_columns(scattered=pl.int_range(pl.len(), dtype=pl.UInt32).is_in(again.implode()))
     rules = {
         "no_subject": ("subject_id is empty.", "Drop the row or give it its subject."),
         "wide_subject": WIDE_SUBJECT,
         "no_code": ("code is empty.", "Drop the row or give it a code."),
+        "long_code": (
+            f"code is longer than {LONGEST_CODE} bytes.",
+            "Give codes, not notes or whole rows; a text belongs in text_value.",
+        ),
         "scattered": ("a subject's rows are not together.", "Sort the file by subject_id, then time."),
         "back_in_time": ("time goes back within a subject (unsorted).", "Sort the file by subject_id, then time."),
         "late_static": ("a static row (no time) follows timed ones.", "Put static rows first in each subject."),
+        "before_birth": (
+            f"time is more than {BEFORE_BIRTH.days} days before the subject's birth.",
+            "Mend the time or the birth, or drop the row.",
+        ),
     }
     return [
-        _violation(file, checked[name].fill_null(False), problem, remedy)
+        _violation(file, checked[name].fill_null(False), problem, remedy, first_row)
         for name, (problem, remedy) in rules.items()
         if checked[name].any()
     ]
@@ -147,64 +181,8 @@ def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:
 def read_valid(dataset: Dataset, shard: Path) -> pl.DataFrame:
     """One shard's rows as they are. Raises InputError, with file and row, at the first rule of MEDS that they break."""
     raw = read_raw(dataset, shard)
-    problems = violations_of(raw, dataset.name_of(shard))
-    if problems:
-        raise InputError(f"{problems[0]} `ehrctx check {dataset.root}` lists all violations.")
+    refuse(violations_of(raw, dataset.name_of(shard)), dataset)
     return raw
-
-
-def _unit(profile: DatasetProfile, columns: list[str]) -> pl.Expr:
-    stated = (
-        pl.col(profile.unit_column).cast(pl.String).replace("", None)
-        if profile.unit_column
-        else pl.lit(None, pl.String)
-    )
-    if not profile.unit_in_code:
-        return stated
-    segments = pl.col("code").str.split("//")
-    suffix = pl.when(matches(pl.col("code"), profile.unit_in_code) & (segments.list.len() > 2)).then(
-        segments.list.last()
-    )
-    return pl.coalesce(stated, pl.when(suffix != "UNK").then(suffix))
-
-
-def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.DataFrame:
-    """One shard's events in the total order: subjects as in the file; static first, then (time, file order).
-
-    Columns: subject_id int64, time datetime[us] (null = static), code, numeric_value float32, text_value, unit, visit
-    int64 or string (null where the profile names none), event uint32 (position within the subject). Events of
-    `profile.date_only` codes that are stamped 00:00:00 are moved to 23:59:00 of their day, when they are known.
-
-    Raises InputError, with file and row, at the first rule of MEDS that the shard breaks.
-    """
-    raw = read_valid(dataset, shard)
-    for key in ("visit_column", "unit_column"):
-        column = getattr(profile, key)
-        if column and column not in raw.columns:
-            raise InputError(
-                f"{dataset.name_of(shard)}: no column {column!r}, which the profile {profile.name!r} names as {key}. "
-                f"Mend the profile."
-            )
-    numeric = pl.col("numeric_value") if "numeric_value" in raw.columns else pl.lit(None)
-    text = pl.col("text_value") if "text_value" in raw.columns else pl.lit(None)
-    time, code = pl.col("time").cast(pl.Datetime("us")), pl.col("code").cast(pl.String)
-    midnight = matches(pl.col("code"), profile.date_only) & (pl.col("time") == pl.col("time").dt.truncate("1d"))
-    return (
-        raw.with_columns(time=time, code=code)
-        .select(
-            pl.col("subject_id").cast(pl.Int64),
-            pl.when(midnight).then(pl.col("time").dt.offset_by("23h59m")).otherwise(pl.col("time")).alias("time"),
-            "code",
-            numeric.cast(pl.Float32).alias("numeric_value"),
-            text.cast(pl.String).alias("text_value"),
-            _unit(profile, raw.columns).alias("unit"),
-            (pl.col(profile.visit_column) if profile.visit_column else pl.lit(None, pl.Int64)).alias("visit"),
-            pl.col("subject_id").rle_id().alias("_subject"),
-        )
-        .sort("_subject", "time", nulls_last=False, maintain_order=True)
-        .with_columns(event=pl.int_range(pl.len(), dtype=pl.UInt32).over("_subject"))
-        .drop("_subject")
-    )
 
 
 def read_codes(dataset: Dataset) -> pl.DataFrame:

@@ -9,8 +9,9 @@ import polars as pl
 
 from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.configuration import load
-from ehrctx.events.meds import open_dataset, read_shard
+from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile, matches
+from ehrctx.events.shards import read_shard
 from ehrctx.tasks.label_sets import prediction_times, read_labels
 
 KIND = "groups"

@@ -13,8 +13,9 @@ import polars as pl
 
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, open_dataset, read_shard
+from ehrctx.events.meds import Dataset, open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile
+from ehrctx.events.shards import read_shard
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory
 from ehrctx.tasks.label_sets import BEYOND_LIMIT, check_profile, limited, read_concepts, read_definitions

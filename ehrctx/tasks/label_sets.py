@@ -14,9 +14,10 @@ import polars as pl
 from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard
+from ehrctx.events.meds import Dataset, open_dataset, read_codes
 from ehrctx.events.ontology import PREFIX_SYSTEMS, athena_codes, athena_files
 from ehrctx.events.profile import DatasetProfile, find_profile
+from ehrctx.events.shards import read_shard
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, load_definitions, with_censored
 from ehrctx.tasks.history import FILE as HISTORY

@@ -13,8 +13,9 @@ import polars as pl
 from ehrctx.artifacts import new_artifact
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, open_dataset, read_codes, read_shard, subjects_in_two_shards
+from ehrctx.events.meds import Dataset, open_dataset, read_codes, subjects_in_two_shards
 from ehrctx.events.profile import DatasetProfile, find_profile
+from ehrctx.events.shards import read_shard
 from ehrctx.events.splits import read_splits
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.store import KIND, SUBJECT

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
-from ehrctx.events.meds import check_splits, open_dataset, read_codes, read_raw, read_shard, violations_of
+from ehrctx.events.meds import check_splits, open_dataset, read_codes, read_raw, violations_of
 from ehrctx.events.profile import DatasetProfile
+from ehrctx.events.shards import read_shard
 from ehrctx.events.splits import read_splits, subject_splits
 
 SECRET = 987654321  # no message may hold it
