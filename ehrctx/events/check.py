@@ -52,7 +52,7 @@ def check(dataset: Dataset) -> tuple[dict[str, Any], list[Violation]]:
         counts["static"] += raw["time"].null_count()
         counts["numeric"] += raw["numeric_value"].count() if "numeric_value" in raw.columns else 0
         counts["text"] += raw["text_value"].count() if "text_value" in raw.columns else 0
-    found += subjects_in_two_shards(dataset, subjects)
+    found += subjects_in_two_shards([(dataset.name_of(shard), ids) for shard, ids in subjects.items()])
     if (dataset.root / SPLITS_FILE).is_file():
         found += check_splits(read_parquet(dataset.root / SPLITS_FILE, SPLITS_FILE.as_posix()), SPLITS_FILE.as_posix())
     years = [year for year, n_subjects in subjects_in_year.items() if n_subjects >= FEW]

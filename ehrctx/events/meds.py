@@ -8,7 +8,7 @@ Source: https://github.com/Medical-Event-Data-Standard/meds
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -227,21 +227,21 @@ def check_splits(splits: pl.DataFrame, file: str) -> list[Violation]:
     return found
 
 
-def subjects_in_two_shards(dataset: Dataset, subjects: dict[Path, np.ndarray]) -> list[Violation]:
-    """MEDS keeps each subject in one shard; `subjects` are the distinct subject_ids of each shard."""
-    seen: set[int] = set()
-    found = []
-    for shard, ids in subjects.items():
-        both = seen.intersection(ids.tolist())
-        if both:
-            found.append(
-                Violation(
-                    dataset.name_of(shard),
-                    (),
-                    0,
-                    f"{len(both):,} of its subjects are in an earlier file too.",
-                    "Keep each subject in one file.",
-                )
-            )
-        seen.update(ids.tolist())
-    return found
+def subjects_in_two_shards(subjects: Sequence[tuple[str, np.ndarray]]) -> list[Violation]:
+    """MEDS keeps each subject in one shard; `subjects` are (name, distinct subject_ids) of each."""
+    file = np.repeat(np.arange(len(subjects)), [len(ids) for _, ids in subjects])
+    order = np.argsort(
+        everybody := np.concatenate([np.zeros(0, dtype=np.int64), *(ids for _, ids in subjects)]), kind="stable"
+    )
+    again = order[1:][everybody[order[1:]] == everybody[order[:-1]]]
+    return [
+        Violation(
+            subjects[number][0],
+            (),
+            0,
+            f"{n:,} of its subjects are in an earlier file too, or apart in this one.",
+            "Keep each subject in one file, its rows together.",
+        )
+        for number, n in enumerate(np.bincount(file[again], minlength=len(subjects)).tolist())
+        if n
+    ]

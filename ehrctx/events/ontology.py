@@ -43,6 +43,24 @@ def codes_of(concepts: Mapping[str, tuple[str, ...]], used: pl.Series, codes: pl
         members |= found
 
 
+def parents_of(codes: pl.DataFrame) -> pl.DataFrame:
+    """(code, parent): the hierarchy that a data set names, one level an edge.
+
+    `codes` is its metadata (code, description, parent_codes). Diagnoses of PREFIX_SYSTEMS also have the code without
+    its last character for a parent, down to the category of three.
+    """
+    named = codes.select("code", parent="parent_codes").explode("parent").drop_nulls().unique()
+    found, last = [named], pl.concat([named["code"], named["parent"]]).unique().to_frame("code")
+    prefixed = pl.any_horizontal(pl.col("code").str.starts_with(f"{system}/") for system in PREFIX_SYSTEMS)
+    while last.height:
+        bare = pl.col("code").str.split("/").list.last().str.replace_all(".", "", literal=True).str.len_chars()
+        shorter = pl.col("code").str.head(-1).str.strip_chars_end(".")
+        edges = last.filter(prefixed & (bare > 3)).select("code", parent=shorter)
+        found.append(edges)
+        last = edges.select(code="parent").unique()
+    return pl.concat(found).unique().sort("code", "parent")
+
+
 CONCEPT, ANCESTOR, RELATIONSHIP = "CONCEPT.csv", "CONCEPT_ANCESTOR.csv", "CONCEPT_RELATIONSHIP.csv"
 COLUMNS = {
     CONCEPT: ("concept_id", "concept_name", "vocabulary_id", "concept_code"),

@@ -1,11 +1,21 @@
-"""`ehrctx tokenize`: events of a MEDS data set -> vocabulary (train split only) and timelines (all splits)."""
+"""`ehrctx tokenize`: events -> counted pieces -> vocabulary -> encoded pieces -> the store.
+
+The four steps are functions of their own, since a cluster makes them jobs of their own (pipelines/rules/timelines.smk):
+counting and encoding run on any part of the data set beside the others, fitting and gathering once. The result does not
+depend on how many parts, shards or threads there are.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -14,134 +24,173 @@ from ehrctx.artifacts import new_artifact
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes, subjects_in_two_shards
+from ehrctx.events.ontology import parents_of
+from ehrctx.events.pieces import Piece, pieces_of
 from ehrctx.events.profile import DatasetProfile, find_profile
-from ehrctx.events.shards import read_shard
+from ehrctx.events.shards import read_piece
 from ehrctx.events.splits import read_splits
+from ehrctx.timelines.counting import Counted, count_piece, splits_of
+from ehrctx.timelines.coverage import coverage_facts
+from ehrctx.timelines.encoding import Encoder, added
+from ehrctx.timelines.gather import gather, write_piece
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
-from ehrctx.timelines.store import KIND, SUBJECT
-from ehrctx.timelines.tokenizer import OUTCOMES, Encoder
-from ehrctx.timelines.vocabulary import count_entries, fit_vocabulary, merge_entries
+from ehrctx.timelines.statistics import Accumulator, Statistics
+from ehrctx.timelines.store import KIND
+from ehrctx.timelines.vocabulary import Vocabulary, fit_vocabulary
 
-MAX_SECONDS = 2**32 - 1
-
-
-def _split_shards(
-    dataset: Dataset, profile: DatasetProfile, splits: pl.DataFrame
-) -> Iterator[tuple[Path, pl.DataFrame]]:
-    """Each shard's events with a column `split`; events of subjects without one are an error."""
-    for shard in dataset.shards:
-        events = read_shard(dataset, shard, profile).join(splits, on="subject_id", how="left", maintain_order="left")
-        without = events.filter(pl.col("split").is_null())["subject_id"].n_unique()
-        if without:
-            raise InputError(f"{dataset.name_of(shard)}: {without:,} subjects have no split. Make the splits again.")
-        yield shard, events
+A = TypeVar("A")
+B = TypeVar("B")
 
 
-def _clock(events: pl.DataFrame, birth: str) -> pl.DataFrame:
-    """(subject_id, origin, born) of each subject of a shard."""
-    return (
-        events.group_by("subject_id", maintain_order=True)
-        .agg(_birth=pl.col("time").filter(pl.col("code") == birth).min(), _first=pl.col("time").min())
-        .select(
-            "subject_id", origin=pl.coalesce("_birth", "_first").dt.truncate("1s"), born=pl.col("_birth").is_not_null()
-        )
-    )
+def _side_by_side(run: Callable[[A], B], given: Iterable[A], threads: int) -> Iterator[B]:
+    """The results in order; no more than `threads` of them are made, and wait, at a time."""
+    with ThreadPoolExecutor(threads) as pool:
+        rest = iter(given)
+        ahead = deque(pool.submit(run, one) for one in islice(rest, threads))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(run, one) for one in islice(rest, 1))
+            yield result
 
 
-def _timelines_of(encoded: pl.DataFrame, clock: pl.DataFrame) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
-    """One shard's subjects (SUBJECT[n]), flat arrays with lengths, and how many events were before the origin."""
-    timed = encoded.join(clock, on="subject_id", how="left", maintain_order="left").with_columns(
-        _since=(pl.col("time") - pl.col("origin")).dt.total_microseconds()
-    )
-    early = int((timed["_since"] < 0).sum() or 0)
-    # rounded up; an event before the origin counts as known from the origin on
-    seconds = timed.select(pl.col("_since").clip(0).fill_null(0).add(999_999).floordiv(1_000_000)).to_series()
-    if len(seconds) and int(seconds.max()) > MAX_SECONDS:  # type: ignore[arg-type]
-        raise InputError("an event lies more than 136 years after its subject's birth. Mend its time or the birth.")
-    per_subject = timed.group_by("subject_id", maintain_order=True).agg(
-        pl.col("split").first(),
-        pl.col("origin").first(),
-        pl.col("born").first(),
-        n_static=pl.col("time").is_null().sum(),
-        length=pl.len(),
-    )
-    subjects = np.zeros(per_subject.height, dtype=SUBJECT)
-    for name in SUBJECT.names or ():
-        subjects[name] = per_subject[name].to_numpy()
-    flat = {
-        "tokens": timed["token"].to_numpy(),
-        "seconds": seconds.cast(pl.UInt32).to_numpy(),
-        "event": timed["event"].to_numpy(),
-        "lengths": per_subject["length"].to_numpy().astype(np.int64),
-    }
-    return subjects, flat, early
+@dataclass(frozen=True)
+class Source:
+    """What the tokens are made from."""
+
+    dataset: Dataset
+    profile: DatasetProfile
+    splits: pl.DataFrame  # (subject_id, split), by subject_id
+
+    @classmethod
+    def open(cls, data: Path, profile: str, splits: Path) -> Source:
+        """`profile` is the name of a shipped file, or a path."""
+        chosen = load(DatasetProfile, find_profile(profile))
+        return cls(open_dataset(data), chosen, read_splits(splits).sort("subject_id"))
 
 
-def _by_subject_id(subjects: np.ndarray, flat: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Subjects in ascending order of id, so that the store does not depend on how the data set is sharded."""
-    order = np.argsort(subjects["subject_id"], kind="stable")
-    starts = np.cumsum(flat["lengths"]) - flat["lengths"]
-    lengths = flat["lengths"][order]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    gather = np.repeat(starts[order] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return subjects[order], {k: flat[k][gather] for k in ("tokens", "seconds", "event")} | {"offsets": offsets}
+@dataclass(frozen=True)
+class CountedPart:
+    """Some pieces of a data set as integers."""
+
+    pieces: tuple[Path, ...]  # folders of `Counted`
+    statistics: Statistics  # of their train subjects
+    early: int  # events before their subject's origin
 
 
-def build_timelines(data: Path, profile: str, splits_file: Path, tokenizer: str, out: Path) -> dict[str, Any]:
+def count(source: Source, pieces: Sequence[tuple[int, Piece]], out: Path, threads: int) -> CountedPart:
+    """Writes each numbered piece as integers to a folder in `out`."""
+
+    def one(numbered: tuple[int, Piece]) -> tuple[Path, Statistics, int]:
+        number, piece = numbered
+        name = source.dataset.name_of(piece.shard)
+        events = read_piece(source.dataset, piece, source.profile)
+        try:
+            split = splits_of(events.subjects, source.splits)
+            counted, statistics, early = count_piece(events, split, source.profile.birth)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        folder = out / f"{number:06d}"
+        counted.write(folder)
+        return folder, statistics, early
+
+    total, early, folders = Accumulator(), 0, []
+    for folder, statistics, before in _side_by_side(one, pieces, threads):
+        folders.append(folder)
+        total.add(statistics)
+        early += before
+    return CountedPart(tuple(folders), total.result().in_order(), early)
+
+
+def _refuse_scattered(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], counted: Sequence[Path]) -> None:
+    """Raises InputError if a subject is in two pieces."""
+    ids = [np.load(folder / "subjects.npy")["subject_id"] for folder in counted]
+    named = [(dataset.name_of(piece.shard), own) for (_, piece), own in zip(numbered, ids, strict=True)]
+    if found := subjects_in_two_shards(named):
+        raise InputError(str(found[0]))
+
+
+def fit(source: Source, parts: Sequence[CountedPart], spec: TokenizerSpec) -> tuple[Vocabulary, dict[str, Any]]:
+    """The vocabulary of all parts of a data set, and facts about it.
+
+    Raises InputError if a subject is in two shards.
+    """
+    folders = sorted((folder for part in parts for folder in part.pieces), key=lambda folder: folder.name)
+    _refuse_scattered(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
+    codes = read_codes(source.dataset)
+    statistics = Statistics.merged(part.statistics for part in parts).in_order()
+    return fit_vocabulary(statistics, spec, codes, parents_of(codes))
+
+
+def width_of(vocabulary: Vocabulary) -> np.dtype:
+    """Of a token in the store."""
+    return np.dtype(np.uint16 if vocabulary.tokens.height < 2**16 else np.uint32)
+
+
+def encode(
+    source: Source, counted: Sequence[Path], vocabulary: Vocabulary, spec: TokenizerSpec, out: Path, threads: int
+) -> pl.DataFrame:
+    """Writes the tokens of each counted piece to a folder of the same name in `out`; returns their COVERAGE."""
+    codes = read_codes(source.dataset)
+    encoder = Encoder(vocabulary, spec, source.profile, codes, parents_of(codes))
+
+    def one(folder: Path) -> pl.DataFrame:
+        piece = Counted.read(folder)
+        encoded = encoder.encode(piece)
+        write_piece(piece, encoded, width_of(vocabulary), out / folder.name)
+        return encoded.coverage
+
+    met = added([])
+    for own in _side_by_side(one, counted, threads):
+        met = added([met, own])
+    return met
+
+
+def build_timelines(
+    data: Path, profile: str, splits: Path, tokenizer: str, out: Path, threads: int = 2
+) -> dict[str, Any]:
     """Fits the vocabulary on the train split, encodes every subject, and writes the store to the folder `out`.
 
-    `profile` and `tokenizer` are names of shipped files, or paths.
-    Returns the facts of its manifest: vocabulary_size, subjects, tokens, events by outcome, coverage.
+    `profile` and `tokenizer` are names of shipped files, or paths. Returns the facts of the manifest: see `facts_of`.
     """
-    dataset = open_dataset(data)
-    written_by = load(DatasetProfile, find_profile(profile))
-    spec = load(TokenizerSpec, find_spec(tokenizer))
-    splits = read_splits(splits_file)
-    descriptions = read_codes(dataset).select("code", "description")
-    facts: dict[str, Any] = {"fitted_on": "train"}
-    inputs = {"events": data, "splits": splits_file}
-    choices = {"tokenizer": spec.model_dump(), "profile": written_by.model_dump()}
-    with new_artifact(out, KIND, choices, inputs, facts) as folder:
-        entries, n_train, ids = [], 0, {}
-        for shard, events in _split_shards(dataset, written_by, splits):
-            train = events.filter(pl.col("split") == "train")
-            entries.append(count_entries(train))
-            n_train += train["subject_id"].n_unique()
-            ids[shard] = events["subject_id"].unique().to_numpy()
-        twice = subjects_in_two_shards(dataset, ids)
-        if twice:
-            raise InputError(str(twice[0]))
-        vocabulary = fit_vocabulary(merge_entries(entries), n_train, spec, descriptions)
-        vocabulary.write_parquet(folder / "vocabulary.parquet")
-
-        encoder = Encoder.of(vocabulary, spec)
-        outcomes: Counter[str] = Counter()
-        parts, early, n_events = [], 0, 0
-        for _, events in _split_shards(dataset, written_by, splits):
-            encoded, counts = encoder.encode(events)
-            outcomes.update(counts)
-            n_events += events.height
-            subjects, flat, before = _timelines_of(encoded, _clock(events, written_by.birth))
-            parts.append((subjects, flat))
-            early += before
-        subjects, arrays = _by_subject_id(
-            np.concatenate([s for s, _ in parts]),
-            {k: np.concatenate([f[k] for _, f in parts]) for k in ("tokens", "seconds", "event", "lengths")},
-        )
-        width = np.uint16 if vocabulary.height < 2**16 else np.uint32
-        np.save(folder / "tokens.npy", arrays["tokens"].astype(width))
-        for name in ("seconds", "event", "offsets"):
-            np.save(folder / f"{name}.npy", arrays[name])
-        np.save(folder / "subjects.npy", subjects)
-        n_all = sum(len(i) for i in ids.values())
-        facts |= {
-            "vocabulary_size": vocabulary.height,
-            "subjects": len(subjects),
-            "subjects_without_token": n_all - len(subjects),
-            "tokens": len(arrays["tokens"]),
-            "events": n_events,
-            "events_by_outcome": {name: outcomes.get(name, 0) for name in OUTCOMES},
-            "coverage": len(arrays["tokens"]) / n_events if n_events else 0.0,
-            "events_before_origin": early,
-        }
+    source, spec = Source.open(data, profile, splits), load(TokenizerSpec, find_spec(tokenizer))
+    facts: dict[str, Any] = {}
+    with new_timelines(data, source, splits, spec, out, facts) as folder:
+        counted, encoded = folder / ".counted", folder / ".encoded"
+        counted.mkdir()
+        encoded.mkdir()
+        part = count(source, list(enumerate(pieces_of(source.dataset))), counted, threads)
+        vocabulary, about = fit(source, [part], spec)
+        coverage = encode(source, part.pieces, vocabulary, spec, encoded, threads)
+        facts |= finish(vocabulary, coverage, [encoded / piece.name for piece in part.pieces], folder)
+        facts |= {**about, "events_before_origin": part.early}
+        shutil.rmtree(counted)
+        shutil.rmtree(encoded)
     return facts
+
+
+@contextmanager
+def new_timelines(
+    data: Path, source: Source, splits: Path, spec: TokenizerSpec, out: Path, facts: dict[str, Any]
+) -> Iterator[Path]:
+    """A folder for the store, with its provenance."""
+    choices = {"tokenizer": spec.model_dump(), "profile": source.profile.model_dump()}
+    with new_artifact(out, KIND, choices, {"events": data, "splits": splits}, facts) as folder:
+        yield folder
+
+
+def finish(vocabulary: Vocabulary, coverage: pl.DataFrame, encoded: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Writes all files of the store but the manifest; returns facts about them."""
+    vocabulary.write(folder)
+    coverage.write_parquet(folder / "coverage.parquet")
+    subjects, n_all = gather(encoded, width_of(vocabulary), folder)
+    n_tokens = int(np.load(folder / "offsets.npy", mmap_mode="r")[-1])
+    ages = vocabulary.tokens.filter(kind="age")
+    return {
+        "fitted_on": "train",
+        "vocabulary_size": vocabulary.tokens.height,
+        "subjects": len(subjects),
+        "subjects_without_token": n_all - len(subjects),
+        "tokens": n_tokens,
+        "first_age_token": int(ages["token"][0]) if ages.height else None,
+        **coverage_facts(coverage),
+    }

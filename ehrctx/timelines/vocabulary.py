@@ -1,28 +1,32 @@
-"""Fitting the CLMBR vocabulary on the train split: which codes, texts and value bins become tokens.
+"""Fitting a vocabulary on the train split: which codes, texts and value bins become tokens.
 
-Every event of a subject weighs 1 / (n_subjects x n_events_of_that_subject), so each subject counts the same. An entry
-is a code without a value, a (code, text), or one of the quantile bins of a (code, unit). Entries are ranked by
-p ln p + (1 - p) ln(1 - p), p their weight; the smallest come first (context-clues: CLMBR, femr 0.1.16).
+The tokens that the spec has in any case come first (`spec.fixed_tokens`), then entries in the order of their ranking,
+or word pieces. The study's CLMBR vocabulary (context-clues, femr 0.1.16) ranks by p ln p + (1 - p) ln(1 - p), p an
+entry's weight; its Cookbook by the number of events.
 
-Two differences from the reference, on purpose: quantiles are exact where it draws a reservoir of 10,000 values, and a
-code's values are binned per unit, so that mg/dL and mmol/L are never mixed. Statistics are sums over shards, so they
-merge in any order.
+Differences from the reference, on purpose: a code's values are binned per unit, so that mg/dL and mmol/L are never
+mixed; quantiles rest on all values (see `statistics`) where it draws a reservoir of 10,000; bins are half-open; and a
+code of which a value or a text is kept has its plain token as well, for values of units that were never seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.timelines.spec import SPECIAL_TOKENS, TokenizerSpec
+from ehrctx.timelines.roll_up import rolled_up
+from ehrctx.timelines.spec import TokenizerSpec, fixed_tokens
+from ehrctx.timelines.statistics import WHOLE, Statistics, lower_bounds, measure_of
+from ehrctx.timelines.word_pieces import train_word_pieces
 
 SCHEMA: dict[str, Any] = {
     "token": pl.UInt32,
-    "kind": pl.String,
+    "kind": pl.String,  # special, visit, time, age, quantile, code, text, number, piece
     "code": pl.String,
     "unit": pl.String,
     "lower": pl.Float32,
@@ -32,94 +36,175 @@ SCHEMA: dict[str, Any] = {
     "weight": pl.Float64,
     "count": pl.Int64,
 }
-KEYS = ["kind", "code", "unit", "text", "value"]
+# The bins of every code and unit that has values.
+BINS: dict[str, Any] = {
+    "code": pl.String,
+    "unit": pl.String,
+    "lower": pl.Float32,
+    "upper": pl.Float32,
+    "bin": pl.UInt32,  # from 1
+    "weight": pl.Int64,
+    "count": pl.Int64,
+}
+CANDIDATES = ("kind", "code", "unit", "lower", "upper", "text", "weight", "count")
+RANKED = ["kind", "code", "unit", "text", "lower"]
 
-HAS_NUMBER = pl.col("numeric_value").is_finite().fill_null(False)
-HAS_TEXT = (pl.col("text_value").str.len_bytes() > 0).fill_null(False)
-# What an event is to a tokenizer: a number wins over a text (a result is often given as both).
-KIND = pl.when(HAS_NUMBER).then(pl.lit("number")).when(HAS_TEXT).then(pl.lit("text")).otherwise(pl.lit("code"))
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer is, besides its spec."""
+
+    tokens: pl.DataFrame  # SCHEMA, by token
+    bins: pl.DataFrame  # BINS and the `token` that says each (null: it missed the vocabulary), by code, unit and lower
+
+    def write(self, folder: Path) -> None:
+        self.tokens.write_parquet(folder / "vocabulary.parquet")
+        self.bins.write_parquet(folder / "bins.parquet")
+
+    @classmethod
+    def read(cls, folder: Path) -> Vocabulary:
+        return cls(pl.read_parquet(folder / "vocabulary.parquet"), pl.read_parquet(folder / "bins.parquet"))
 
 
-def count_entries(events: pl.DataFrame) -> pl.DataFrame:
-    """One shard's sums: (kind, code, unit, text, value, weight, count); weights as if n_subjects were 1."""
+def quantile_cuts(weights: np.ndarray, starts: np.ndarray, bins: int) -> np.ndarray:
+    """Where the `bins` weighted quantile bins of each measure begin, after its first; ascending positions, int64[<= k].
+
+    `weights` (int64[n]) are those of each measure's distinct values in ascending order, one measure after another from
+    `starts` on. An edge is the smallest value below which, or at which, more than i/bins of the weight lies; edges that
+    coincide, or that would leave the first bin empty, are dropped. Bins are half-open [lower, upper).
+    """
+    cumulative = np.cumsum(weights)
+    before = np.append(0, cumulative)[starts]
+    total = np.add.reduceat(weights, starts)
+    i = np.arange(1, bins)[:, None]
+    # floor(total * i / bins) without leaving 64 bits; whole numbers exceed it as they exceed the fraction
+    targets = before + total // bins * i + total % bins * i // bins
+    return np.setdiff1d(np.searchsorted(cumulative, targets.ravel(), side="right"), starts)
+
+
+def bins_of(statistics: Statistics, spec: TokenizerSpec) -> tuple[pl.DataFrame, float]:
+    """BINS of every code and unit, and by how much the share of values below an edge can be off; at most 1.
+
+    The latter is 0 where no code and unit has more than MOST_CELLS distinct values.
+    """
+    names = statistics.entries.filter(kind="number").select("code", "unit").unique().sort("code", "unit")
+    if not spec.bins or names.is_empty():
+        return pl.DataFrame(schema=BINS), 0.0
+    measures = [measure_of(code, unit) for code, unit in names.iter_rows()]
+    named = pl.DataFrame({"measure": pl.Series(measures, dtype=pl.UInt64)}).with_row_index("order")
+    cells = statistics.values.join(named, on="measure").sort("order", "cell")
+    order, values = cells["order"].to_numpy(), lower_bounds(cells)
+    weights = cells["weight" if spec.weights == "subject" else "count"].to_numpy()
+    starts = np.flatnonzero(np.append(True, order[1:] != order[:-1]))
+    cuts = quantile_cuts(weights, starts, spec.bins)
+    first = np.union1d(starts, cuts)
+    is_start = np.isin(first, starts)
+    lower = np.where(is_start, np.float32(-np.inf), values[first])
+    upper = np.where(np.append(is_start[1:], True), np.float32(np.inf), np.append(lower[1:], np.float32(np.inf)))
+    sizes = np.diff(np.append(np.flatnonzero(is_start), len(first)))
+    bins = names.select(pl.all().gather(order[first])).with_columns(
+        lower=pl.Series(lower),
+        upper=pl.Series(upper),
+        bin=pl.Series(np.arange(len(first)) - np.repeat(np.flatnonzero(is_start), sizes) + 1),
+        **{name: pl.Series(np.add.reduceat(cells[name].to_numpy(), first)) for name in ("weight", "count")},
+    )
+    whole = np.add.reduceat(weights, starts)[np.searchsorted(starts, cuts, side="right") - 1]
+    coarse = cells["level"].to_numpy()[cuts] > 0
+    error = float((weights[cuts] / whole)[coarse].max(initial=0.0))
+    return bins.select(pl.col(name).cast(dtype) for name, dtype in BINS.items()), error
+
+
+def _told_apart(entries: pl.DataFrame, spec: TokenizerSpec) -> pl.DataFrame:
+    """(kind, code, unit, text, weight, count) of what the spec tells apart; all else of a code is its plain entry."""
+    told = {"code": True, "text": spec.texts, "number": spec.bins > 0 and spec.values == "joined"}
+    apart = pl.col("kind").is_in([kind for kind, is_told in told.items() if is_told])
     return (
-        events.with_columns(kind=KIND, _weight=1.0 / pl.len().over("subject_id"))
-        .select(
-            "kind",
-            "code",
-            pl.when(pl.col("kind") == "number").then("unit").alias("unit"),
-            pl.when(pl.col("kind") == "text").then("text_value").alias("text"),
-            # -0.0 and 0.0 are one value
-            pl.when(pl.col("kind") == "number").then(pl.col("numeric_value") + 0.0).alias("value"),
-            "_weight",
+        entries.with_columns(
+            kind=pl.when(apart).then("kind").otherwise(pl.lit("code")),
+            unit=pl.when(apart).then("unit"),
+            text=pl.when(apart).then("text"),
         )
-        .group_by(KEYS)
-        .agg(weight=pl.col("_weight").sum(), count=pl.len().cast(pl.Int64))
+        .group_by("kind", "code", "unit", "text")
+        .agg(pl.col("weight", "count").sum())
     )
 
 
-def merge_entries(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """The sums of several shards as one, in a fixed order."""
-    return pl.concat(list(parts)).group_by(KEYS).agg(pl.col("weight", "count").sum()).sort(KEYS)
+def _candidates(statistics: Statistics, spec: TokenizerSpec, bins: pl.DataFrame, parents: pl.DataFrame) -> pl.DataFrame:
+    """CANDIDATES: every entry that may become a token; `weight` is its share of the weight of all events."""
+    weighed, total = "weight", statistics.n_subjects * WHOLE
+    if spec.weights == "event":
+        weighed, total = "count", int(statistics.entries["count"].sum())
+    told = _told_apart(statistics.entries, spec)
+    if spec.roll_up:
+        told = rolled_up(told, parents, spec.roll_up.fewer_than)
+    numbers = told.filter(kind="number").select("code", "unit", whole=weighed)
+    own_bins = bins.join(numbers, on=["code", "unit"], nulls_equal=True).with_columns(kind=pl.lit("number"))
+    # the study gives every bin the same share of the code's weight, however its values tie
+    ranked = pl.col("whole") / spec.bins if spec.ranking == "entropy" else pl.col(weighed)
+    found = pl.concat(
+        [told.filter(pl.col("kind") != "number").with_columns(ranked=weighed), own_bins.with_columns(ranked=ranked)],
+        how="diagonal_relaxed",
+    )
+    # a plain token for every code with values or texts: that of values of unseen units
+    bare = found.select("code").unique().join(found.filter(kind="code"), on="code", how="anti")
+    plain = bare.with_columns(kind=pl.lit("code"), ranked=pl.lit(0.0), count=pl.lit(0, pl.Int64))
+    everything = pl.concat([found, plain], how="diagonal_relaxed")
+    return everything.with_columns(weight=pl.col("ranked") / total).select(CANDIDATES)
 
 
-def quantile_edges(values: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
-    """The interior edges of `bins` weighted quantile bins of sorted distinct float32 `values`; float32[<= bins - 1].
-
-    Edge i is the smallest value below which, or at which, more than i/bins of the weight lies. Bins are half-open
-    [lower, upper); edges that coincide, or that would leave the first bin empty, are dropped.
-    """
-    cumulative = np.cumsum(weights)
-    targets = cumulative[-1] * np.arange(1, bins) / bins
-    # tolerance: a target that equals a cumulative weight up to rounding must fall on the same side everywhere
-    index = np.searchsorted(cumulative, targets * (1 + 1e-12), side="right")
-    edges = np.unique(values[np.minimum(index, len(values) - 1)])
-    return edges[edges > values[0]]
+def _ranked(candidates: pl.DataFrame, spec: TokenizerSpec) -> pl.DataFrame:
+    """The candidates, best first."""
+    p = pl.col("weight").clip(1e-300, 1.0)
+    rest = (1 - p).clip(1e-300, 1.0)
+    # rounded, since two libraries' logarithms may differ in the last bit
+    entropy = (p * p.log() + rest * rest.log()).round_sig_figs(12)
+    rank = -pl.col("count") if spec.ranking == "count" else entropy
+    return candidates.with_columns(_rank=rank).sort("_rank", *RANKED).drop("_rank")
 
 
-def _bins_of(numbers: pl.DataFrame, bins: int) -> pl.DataFrame:
-    rows: list[dict] = []
-    for (code, unit), group in numbers.group_by(["code", "unit"], maintain_order=True):
-        ordered = group.sort("value")
-        values, weights, counts = (ordered[c].to_numpy() for c in ("value", "weight", "count"))
-        edges = quantile_edges(values, weights, bins)
-        lower, upper = np.append(-np.inf, edges), np.append(edges, np.inf)
-        which = np.searchsorted(edges, values, side="right")
-        n = np.bincount(which, counts, minlength=len(lower)).astype(np.int64)
-        # the study gives every bin the same share of the code's weight, however its values tie
-        rows += [
-            {"code": code, "unit": unit, "lower": lo, "upper": up, "weight": weights.sum() / bins, "count": int(c)}
-            for lo, up, c in zip(lower, upper, n, strict=True)
-        ]
-    schema = {k: SCHEMA[k] for k in ("code", "unit", "lower", "upper", "weight", "count")}
-    return pl.DataFrame(rows, schema=schema).with_columns(kind=pl.lit("number"))
+def _that_fit(ranked: pl.DataFrame, room: int) -> pl.DataFrame:
+    """The best entries that fill `room` tokens; each takes its code's plain token with it."""
+    is_plain, place = pl.col("kind") == "code", pl.col("_place")
+    placed = ranked.with_row_index("_place").with_columns(_brought_in=place.min().over("code"))
+    new = (place == pl.col("_brought_in")).cast(pl.Int64)  # the code's best entry brings its plain token in
+    fits = placed.with_columns(_fits=pl.when(is_plain).then(new).otherwise(1 + new).cum_sum() <= room)
+    last = fits["_fits"].sum()  # costs never fall, so what fits comes first
+    return fits.filter(pl.when(is_plain).then("_brought_in").otherwise("_place") < last).select(ranked.columns)
 
 
 def fit_vocabulary(
-    entries: pl.DataFrame, n_subjects: int, spec: TokenizerSpec, descriptions: pl.DataFrame
-) -> pl.DataFrame:
-    """The vocabulary (see SCHEMA), special tokens first, from the merged `entries` of `n_subjects` train subjects.
+    statistics: Statistics, spec: TokenizerSpec, codes: pl.DataFrame, parents: pl.DataFrame
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """The vocabulary of merged `statistics` of the train split, and facts about it: largest_quantile_error.
 
-    `descriptions` is (code, description). Raises InputError if no event can become a token.
+    `codes` is (code, description), `parents` (code, parent): see `ontology.parents_of`.
+    Raises InputError if no event can become a token.
     """
-    if n_subjects == 0 or entries.is_empty():
+    if statistics.n_subjects == 0 or statistics.entries.is_empty():
         raise InputError("the train split holds no event, so no vocabulary can be fitted. Check the splits.")
-    numbers = entries.filter(pl.col("kind") == "number")
-    plain = entries.filter(pl.col("kind") != "number").select("kind", "code", "text", "weight", "count")
-    ranked = (
-        pl.concat([plain, _bins_of(numbers, spec.bins)], how="diagonal_relaxed")
-        .with_columns(weight=(pl.col("weight") / n_subjects).clip(1e-300, 1.0))
-        .with_columns(_rest=(1 - pl.col("weight")).clip(1e-300, 1.0))
-        .with_columns(_rank=pl.col("weight") * pl.col("weight").log() + pl.col("_rest") * pl.col("_rest").log())
-    )
-    # rounded, so that sums in another order cannot swap two equal entries
-    ranked = ranked.sort(pl.col("_rank").round_sig_figs(12), "kind", "code", "unit", "text", "lower")
-    kept = ranked.head(spec.vocabulary_size - len(SPECIAL_TOKENS)).join(
-        descriptions.unique("code", keep="first", maintain_order=True), on="code", how="left", maintain_order="left"
-    )
-    specials = pl.DataFrame({"kind": ["special"] * len(SPECIAL_TOKENS), "code": SPECIAL_TOKENS})
-    return (
-        pl.concat([specials, kept.drop("_rank", "_rest")], how="diagonal_relaxed")
+    described = codes.select("code", "description").unique("code", keep="first", maintain_order=True)
+    fixed = pl.DataFrame(fixed_tokens(spec), schema=["kind", "code", "lower", "upper"], orient="row")
+    room = spec.vocabulary_size - fixed.height
+    bins, error = bins_of(statistics, spec)
+    if spec.descriptions:
+        own = pl.DataFrame({"text": train_word_pieces(statistics.entries, described, spec.texts, room)})
+        own = own.with_columns(kind=pl.lit("piece"))
+    else:
+        own = _that_fit(_ranked(_candidates(statistics, spec, bins, parents), spec), room)
+        own = own.join(described, on="code", how="left", maintain_order="left")
+    all_columns = pl.DataFrame(schema={name: dtype for name, dtype in SCHEMA.items() if name != "token"})
+    tokens = (
+        pl.concat([all_columns, fixed, own], how="diagonal_relaxed")
         .with_row_index("token")
-        .select([pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()])
+        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
     )
+    return Vocabulary(tokens, with_tokens(bins, tokens, spec)), {"largest_quantile_error": error}
+
+
+def with_tokens(bins: pl.DataFrame, tokens: pl.DataFrame, spec: TokenizerSpec) -> pl.DataFrame:
+    """BINS with the `token` that says each; null where it missed the vocabulary."""
+    if spec.values == "separate":
+        of_bin = tokens.filter(kind="quantile").select("token").with_row_index("bin", offset=1)
+        return bins.join(of_bin, on="bin", how="left", maintain_order="left")
+    own = tokens.filter(kind="number").select("code", "unit", "lower", "token")
+    return bins.join(own, on=["code", "unit", "lower"], how="left", nulls_equal=True, maintain_order="left")
