@@ -120,7 +120,7 @@ class Encoder:
 
     def _spelled(self, table: pl.DataFrame) -> pl.DataFrame:
         pieces = spell(self._pieces, sentences(table, self._described, self._spec.texts))
-        described = self._described.drop_nulls()["code"]
+        described = self._described.filter(pl.col("description") != "")["code"]
         ignored = (pl.col("kind") == "number") | ((pl.col("kind") == "text") & (not self._spec.texts))
         return table.select(
             tokens=pl.Series(pieces, dtype=pl.List(pl.Int64)),
