@@ -44,8 +44,10 @@ def codes_of(concepts: Mapping[str, tuple[str, ...]], used: pl.Series, codes: pl
 
 
 def prefixes_of(codes: pl.Series) -> pl.DataFrame:
-    """(code, parent): diagnoses of PREFIX_SYSTEMS among distinct `codes`, and all that lies above them: the code without
-    its last character, down to the category of three."""
+    """(code, parent): the diagnoses of PREFIX_SYSTEMS among distinct `codes`, and those that lie above them.
+
+    The parent is the code without its last character, down to the category of three.
+    """
     found, last = [pl.DataFrame(schema={"code": pl.String, "parent": pl.String})], codes.alias("code").to_frame()
     prefixed = pl.any_horizontal(pl.col("code").str.starts_with(f"{system}/") for system in PREFIX_SYSTEMS)
     while last.height:

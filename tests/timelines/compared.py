@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pytest
 from reference_tokenizer import Event, Reference, kind_of, origin_of, subjects_of
 
 from ehrctx.events.profile import DatasetProfile

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
-from itertools import groupby, pairwise
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from word_pieces_by_hand import greedy_pieces
@@ -42,7 +43,8 @@ class Event(NamedTuple):
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _is_one_of(code: str, patterns: Iterable[str]) -> bool:
+@cache
+def _is_one_of(code: str, patterns: tuple[str, ...]) -> bool:
     return any(code.startswith(p[:-1]) if p.endswith("*") else code == p for p in patterns)
 
 
@@ -223,22 +225,23 @@ class Reference:
         # All weights over one denominator, so that they are integers.
         common = whole or math.lcm(*map(len, train.values()))
         total = len(train) * common if spec.weights == "subject" else sum(map(len, train.values()))
-        met: dict[Event, list[int]] = {}  # weight by subject, events
+        met: dict[tuple[Any, ...], list[int]] = {}  # what is alike but for its time: weight by subject, events
         for events in train.values():
             share = math.floor(Fraction(common, len(events)) + Fraction(1, 2))
             for event in events:
-                sums = met.setdefault(event._replace(time=None), [0, 0])
+                sums = met.setdefault(event[1:], [0, 0])
                 sums[0] += share
                 sums[1] += 1
         self.events_of_code: Counter[str] = Counter()
-        for event, (_, count) in met.items():
-            self.events_of_code[event.code] += count
+        for (code, *_), (_, count) in met.items():
+            self.events_of_code[code] += count
         self.becomes = self._rolled_up()
 
         plain: dict[str, list[int]] = {}
         texts: dict[tuple[str, str], list[int]] = {}
         numbers: dict[tuple[str, str | None], dict[float, list[int]]] = {}
-        for event, own in met.items():
+        for what, own in met.items():
+            event = Event(None, *what)
             kind, code = kind_of(event), self.becomes.get(event.code, event.code)
             rolled = code != event.code
             if kind == "number" and spec.bins:
@@ -303,7 +306,7 @@ class Reference:
             taken: dict[tuple[Any, ...], dict[str, Any]] = {}  # by what a row is
             for row in sorted(entries, key=self.rank):
                 new = {tuple(r[c] for c in IDENTITY): r for r in (row, plain[row["code"]])}
-                if len(taken) + len(new.keys() - taken.keys()) > room:
+                if len(taken) + sum(what not in taken for what in new) > room:
                     break
                 taken |= new
             rows += sorted(taken.values(), key=self.rank)
@@ -315,7 +318,8 @@ class Reference:
             (r["code"], r["unit"], r["lower"]): r["token"] for r in self.vocabulary if r["kind"] == "number"
         }
         self.pieces = {r["text"]: r["token"] for r in self.vocabulary if r["kind"] == "piece"}
-        self._memo: dict[Event, tuple[list[int], str]] = {}
+        self._spellings: dict[str, list[int]] = {}
+        self._memo: dict[tuple[Any, ...], tuple[list[int], str]] = {}
 
     def _list_bins(self) -> None:
         self.bins = [
@@ -349,10 +353,10 @@ class Reference:
         """The tokens of an event, without those of time and visits, and its outcome."""
         if event.time is None and not self.spec.static_prefix:
             return [], "static"
-        key = event._replace(time=None)
-        if key not in self._memo:
-            self._memo[key] = self._spelled(key) if self.spec.descriptions else self._looked_up(key)
-        return self._memo[key]
+        what = event[1:]
+        if what not in self._memo:
+            self._memo[what] = self._spelled(event) if self.spec.descriptions else self._looked_up(event)
+        return self._memo[what]
 
     def _bin(self, event: Event) -> Bin | None:
         bins = self.bins_of.get((event.code, event.unit or None), [])
@@ -374,15 +378,18 @@ class Reference:
         if plain is not None:
             return [plain], "unseen unit" if kind == "number" and spec.bins and not found else "value ignored"
         if spec.roll_up:
-            counts = {a: self.vocabulary[self.plain[a]]["count"] for a in self.plain}
             above = ancestors_of(event.code, self.stated)
-            held = [(steps, -counts[a], a) for a, steps in above.items() if a in counts]
+            counts = {a: self.vocabulary[self.plain[a]]["count"] for a in above if a in self.plain}
+            held = [(above[a], -counts[a], a) for a in counts]
             if held:
                 return [self.plain[min(held)[2]]], "rolled up"
         return ([UNK], "unknown token") if spec.unknown == "unk" else ([], "out of vocabulary")
 
     def _spelled(self, event: Event) -> tuple[list[int], str]:
-        tokens = [self.pieces.get(piece, UNK) for piece in greedy_pieces(self.sentence(event), self.pieces)]
+        sentence = self.sentence(event)
+        if sentence not in self._spellings:
+            self._spellings[sentence] = [self.pieces.get(piece, UNK) for piece in greedy_pieces(sentence, self.pieces)]
+        tokens = self._spellings[sentence]
         found = self._bin(event) if kind_of(event) == "number" else None
         if found:
             return [*tokens, self._token_of_bin(event.code, event.unit or None, found)], "number"

@@ -1,4 +1,4 @@
-"""Vocabularies, bins and timelines, event by event, against the reference tokenizer: every shipped spec and many more."""
+"""Vocabularies, bins and timelines, event by event, against the reference: all shipped specs and many more."""
 
 import random
 from pathlib import Path
