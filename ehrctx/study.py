@@ -331,6 +331,10 @@ class Privacy(Config):
 
     minimum_count: int = Field(10, ge=1, description="smaller counts of subjects or labels print as '<10'")
 
+    def shown(self, count: int) -> str:
+        """A count as people may see it."""
+        return f"<{self.minimum_count}" if 0 < count < self.minimum_count else f"{count:,}"
+
 
 class Study(Config):
     """One study: a data set, a tokenizer, the models and the tasks that compare them."""

@@ -1,12 +1,29 @@
-"""Verbs on timelines: tokenize."""
+"""Verbs on timelines: tokenize, and its four steps for clusters: count, fit, encode, gather."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from ehrctx.cli.verbs import Data, Out, Profile, SplitsFile, app, print_facts
+
+Tokenizer = Annotated[str, typer.Option(help="a spec in tokenizers/, or the path of one")]
+Threads = Annotated[int, typer.Option(help="pieces of the data set that are worked on at a time", min=1)]
+Fitted = Annotated[Path, typer.Option(help="folder that `ehrctx fit` wrote")]
+
+
+def _print_timelines(facts: dict[str, Any], out: Path) -> None:
+    """The facts, and what became of the events of each code system."""
+    from ehrctx.study import Privacy
+    from ehrctx.timelines.coverage import read_coverage, report
+
+    print_facts({name: fact for name, fact in facts.items() if name != "events_by_system"})
+    text, warning = report(*read_coverage(out), Privacy())
+    typer.echo(text)
+    if warning:
+        typer.echo(warning, err=True)
 
 
 @app.command()
@@ -14,11 +31,84 @@ def tokenize(
     data: Data,
     splits: SplitsFile,
     out: Out,
-    tokenizer: Annotated[str, typer.Option(help="a spec in tokenizers/, or the path of one")] = "clmbr",
+    tokenizer: Tokenizer = "clmbr",
     profile: Profile = "simulated",
-    threads: Annotated[int, typer.Option(help="pieces of the data set that are worked on at a time", min=1)] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Fit the vocabulary on the train split and turn every subject's events into an integer timeline."""
     from ehrctx.timelines.build import build_timelines
 
-    print_facts(build_timelines(data, profile, splits, tokenizer, out, threads))
+    _print_timelines(build_timelines(data, profile, splits, tokenizer, out, threads), out)
+
+
+@app.command()
+def count(
+    data: Data,
+    splits: SplitsFile,
+    out: Out,
+    part: Annotated[str, typer.Option(help="which part of the data set: 2-of-8")],
+    profile: Profile = "simulated",
+    threads: Threads = 2,
+) -> None:
+    """Step 1 of tokenize on a cluster: one part's events as integers, and their statistics; of any tokenizer."""
+    from ehrctx.timelines.parts import count_part
+
+    print_facts(count_part(data, profile, splits, part, out, threads))
+
+
+@app.command()
+def fit(
+    data: Data,
+    splits: SplitsFile,
+    counted: Annotated[list[Path], typer.Option(help="folders that `ehrctx count` wrote, of all parts; repeat")],
+    out: Out,
+    tokenizer: Tokenizer = "clmbr",
+    profile: Profile = "simulated",
+) -> None:
+    """Step 2: the vocabulary, fitted on the train split of all parts."""
+    from ehrctx.timelines.parts import fit_parts
+
+    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out))
+
+
+@app.command()
+def encode(
+    data: Data,
+    splits: SplitsFile,
+    counted: Annotated[Path, typer.Option(help="folder that `ehrctx count` wrote")],
+    vocabulary: Fitted,
+    out: Out,
+    profile: Profile = "simulated",
+    threads: Threads = 2,
+) -> None:
+    """Step 3: one part's tokens."""
+    from ehrctx.timelines.parts import encode_part
+
+    print_facts(encode_part(data, profile, splits, counted, vocabulary, out, threads))
+
+
+@app.command()
+def gather(
+    data: Data,
+    splits: SplitsFile,
+    vocabulary: Fitted,
+    encoded: Annotated[list[Path], typer.Option(help="folders that `ehrctx encode` wrote, of all parts; repeat")],
+    out: Out,
+    profile: Profile = "simulated",
+) -> None:
+    """Step 4: the timelines of all parts, in one folder."""
+    from ehrctx.timelines.parts import gather_parts
+
+    _print_timelines(gather_parts(data, profile, splits, vocabulary, encoded, out), out)
+
+
+@app.command()
+def show(
+    subject: Annotated[int, typer.Argument(help="subject_id")],
+    timelines: Annotated[Path, typer.Option(help="folder that `ehrctx tokenize` wrote")],
+    first: Annotated[int, typer.Option(help="how many tokens from the beginning; all if left out", min=1)] = 2**31,
+) -> None:
+    """Print one subject's timeline: when, which token, what it means. It is a patient's record: mind who reads it."""
+    from ehrctx.timelines.show import show as text_of
+
+    typer.echo(text_of(timelines, subject, first))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.events.meds import SPLITS, SPLITS_FILE, Dataset, check_splits, read_parquet, read_valid
-from ehrctx.study import HashSplits
+from ehrctx.study import HashSplits, Privacy
 
 BUCKETS = 2**16
+WITHOUT = HashSplits(hash=(0.7, 0.15, 0.15))  # of subjects that no table splits; the study's shares
 
 
 def _bucket(subject_id: int, seed: int) -> int:
@@ -33,10 +35,19 @@ def hash_splits(subject_ids: np.ndarray, splits: HashSplits) -> pl.DataFrame:
     return pl.DataFrame({"subject_id": subject_ids.astype(np.int64), "split": split})
 
 
+def _given(dataset: Dataset) -> pl.DataFrame:
+    """The data set's own table; no rows where it has none. Raises InputError where it breaks a rule."""
+    file = dataset.root / SPLITS_FILE
+    if not file.is_file():
+        return pl.DataFrame(schema={"subject_id": pl.Int64, "split": pl.String})
+    return read_splits(file, SPLITS_FILE.as_posix())
+
+
 def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
     """(subject_id, split) of every subject with events, sorted by subject_id: the data set's own table, or `splits`.
 
-    Raises InputError where the table is missing, breaks a rule, leaves subjects out, or a split is empty.
+    Subjects that the table does not have are split by WITHOUT, and said. Raises InputError where the table breaks a
+    rule, or a split is empty.
     """
     ids = []
     for shard in dataset.shards:
@@ -46,25 +57,13 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
     if splits is not None:
         table = hash_splits(present, splits)
     else:
-        file = dataset.root / SPLITS_FILE
-        if not file.is_file():
-            raise InputError(
-                f"{SPLITS_FILE} is missing. Write it, or set the study key `splits: {{hash: [.7, .15, .15]}}`."
-            )
-        given = read_parquet(file, SPLITS_FILE.as_posix())
-        problems = check_splits(given, SPLITS_FILE.as_posix())
-        if problems:
-            raise InputError(str(problems[0]))
-        table = pl.DataFrame({"subject_id": present}).join(
-            given.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)),
-            on="subject_id",
-            how="left",
-        )
-        without = table["split"].null_count()
-        if without:
-            raise InputError(
-                f"{SPLITS_FILE}: {without:,} subjects that have events have no split. Add them to the table."
-            )
+        given = _given(dataset)
+        without = np.setdiff1d(present, given["subject_id"].to_numpy())
+        if len(without):
+            shares = ", ".join(f"{share:g}" for share in WITHOUT.hash)
+            told = f"{Privacy().shown(len(without))} of {Privacy().shown(len(present))} subjects have no split in"
+            print(f"warning: {told} {SPLITS_FILE}: they are split by femr's hash, [{shares}].", file=sys.stderr)
+        table = pl.concat([given, hash_splits(without, WITHOUT)]).filter(pl.col("subject_id").is_in(present))
     for split in SPLITS:
         if not (table["split"] == split).any():
             remedy = (
@@ -74,12 +73,13 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
     return table.sort("subject_id")
 
 
-def read_splits(path: Path) -> pl.DataFrame:
-    """(subject_id, split) of a table that `subject_splits` made or a user wrote."""
+def read_splits(path: Path, name: str | None = None) -> pl.DataFrame:
+    """(subject_id, split) of a table that `subject_splits` made or a user wrote; `name` is what errors call it."""
+    name = name or str(path)
     if not Path(path).is_file():
         raise InputError(f"no such file: {path}.")
-    table = read_parquet(path, str(path))
-    problems = check_splits(table, str(path))
+    table = read_parquet(path, name)
+    problems = check_splits(table, name)
     if problems:
         raise InputError(str(problems[0]))
     return table.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String))

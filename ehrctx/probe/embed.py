@@ -41,7 +41,7 @@ class Passes:
 
     @property
     def lengths(self) -> np.ndarray:
-        return 1 + self.visible - self.starts
+        return 1 + self.positions[self.bounds[1:] - 1]
 
 
 def visible_tokens(timelines: Timelines, subjects: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def plan_passes(windows: Windows, subjects: np.ndarray, times: np.ndarray, on_gr
         starts=starts[first],
         visible=np.maximum.reduceat(visible, first),
         bounds=np.append(first, len(subjects)),
-        positions=visible - starts,
+        positions=windows.positions(subjects, starts, visible),
     )
 
 

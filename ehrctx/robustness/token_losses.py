@@ -60,7 +60,7 @@ def losses_of(
         n = int(offsets[subject + 1] - offsets[subject]) - int(n_static[subject])
         out.append(np.empty(n, dtype=np.float32))
         spans += [(i, *span) for span in scored_spans(n, int(rooms[i]), stride)]
-    lengths = np.array([1 + int(n_static[subjects[i]]) + min(to, int(rooms[i])) for i, _, to in spans], dtype=np.int64)
+    lengths = np.array([windows.context - int(rooms[i]) + min(to, int(rooms[i])) for i, _, to in spans], dtype=np.int64)
     for batch in batches_by_budget(lengths, batch_tokens):
         cut = [
             windows.history(int(subjects[spans[b][0]]), int(n_static[subjects[spans[b][0]]]) + spans[b][2])

@@ -101,8 +101,13 @@ def count(source: Source, pieces: Sequence[tuple[int, Piece]], out: Path, thread
     return CountedPart(tuple(folders), total.result().in_order(), early)
 
 
-def _refuse_scattered(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], counted: Sequence[Path]) -> None:
-    """Raises InputError if a subject is in two pieces."""
+def _check_pieces(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], counted: Sequence[Path]) -> None:
+    """Raises InputError if a piece is missing, or a subject is in two pieces."""
+    if [folder.name for folder in counted] != [f"{number:06d}" for number, _ in numbered]:
+        raise InputError(
+            f"the counted parts hold {len(counted):,} pieces of a data set of {len(numbered):,}, or some twice. Give "
+            f"all parts of the same division."
+        )
     ids = [np.load(folder / "subjects.npy")["subject_id"] for folder in counted]
     named = [(dataset.name_of(piece.shard), own) for (_, piece), own in zip(numbered, ids, strict=True)]
     if found := subjects_in_two_shards(named):
@@ -115,7 +120,7 @@ def fit(source: Source, parts: Sequence[CountedPart], spec: TokenizerSpec) -> tu
     Raises InputError if a subject is in two shards.
     """
     folders = sorted((folder for part in parts for folder in part.pieces), key=lambda folder: folder.name)
-    _refuse_scattered(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
+    _check_pieces(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
     codes = read_codes(source.dataset)
     statistics = Statistics.merged(part.statistics for part in parts).in_order()
     return fit_vocabulary(statistics, spec, codes, parents_of(codes))

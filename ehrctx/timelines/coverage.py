@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from ehrctx.artifacts import read_manifest
+from ehrctx.study import Privacy
 from ehrctx.timelines.encoding import COVERED, LONG_TEXT, NAMES, NOT_FINITE
+from ehrctx.timelines.store import KIND
 
 NO_SYSTEM = "(no system)"
 COLUMNS = ("events", "own token", "value ignored", "rolled up", "unknown token", "dropped")
@@ -14,8 +18,7 @@ COLUMNS = ("events", "own token", "value ignored", "rolled up", "unknown token",
 
 def system(code: pl.Expr) -> pl.Expr:
     """The code system: what comes before the first slash (`SNOMED/…`, `LAB//…`)."""
-    before = code.str.split_exact("/", 1).struct.field("field_0")
-    return pl.when(code.str.contains("/", literal=True)).then(before).otherwise(pl.lit(NO_SYSTEM))
+    return code.str.extract(r"^([\w .-]+)/").fill_null(NO_SYSTEM)
 
 
 def by_system(coverage: pl.DataFrame) -> pl.DataFrame:
@@ -55,26 +58,34 @@ def table(coverage: pl.DataFrame) -> pl.DataFrame:
     return by_system(coverage).group_by("system").agg(sums).sort(-pl.col("events"), "system").select("system", *COLUMNS)
 
 
-def table_text(rows: pl.DataFrame, least: int) -> str:
-    """`table` for people; counts under `least` are masked, and shares left out where they would tell them."""
-
-    def shown(n: int) -> str:
-        return f"<{least}" if 0 < n < least else f"{n:,}"
-
-    cells = [["code system", *COLUMNS], *([name, *map(shown, counts)] for name, *counts in rows.iter_rows())]
+def table_text(rows: pl.DataFrame, privacy: Privacy) -> str:
+    """`table` for people, small counts masked."""
+    cells = [["code system", *COLUMNS], *([name, *map(privacy.shown, counts)] for name, *counts in rows.iter_rows())]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
     return "\n".join("  ".join(row) for row in aligned)
 
 
-def warning(facts: dict[str, Any], rows: pl.DataFrame, least_coverage: float) -> str | None:
-    """A sentence, where less than `least_coverage` of the events became a token; it names what lost most."""
-    if facts["coverage"] >= least_coverage:
+def warning(share: float, rows: pl.DataFrame, least: float) -> str | None:
+    """A sentence, where less than `least` of the events became a token of their meaning; it names what lost most."""
+    if share >= least:
         return None
     lost = rows.with_columns(lost=pl.col("unknown token") + pl.col("dropped")).sort(-pl.col("lost"), "system")
     worst = lost.filter(pl.col("lost") > 0).head(3)["system"].to_list()
     return (
-        f"warning: {facts['coverage']:.1%} of the events have a token of their meaning, less than the tokenizer's "
-        f"least_coverage ({least_coverage:.0%}); most is lost of {', '.join(worst)}. Raise vocabulary_size, or set "
-        f"roll_up."
+        f"warning: {share:.1%} of the events have a token of their meaning, less than the tokenizer's least_coverage "
+        f"({least:.0%}); most is lost of {', '.join(worst)}. Raise vocabulary_size, or set roll_up."
     )
+
+
+def read_coverage(timelines: Path) -> tuple[pl.DataFrame, float]:
+    """COVERAGE of a folder of timelines, and the share that its tokenizer asks for."""
+    manifest = read_manifest(timelines, KIND)
+    least = manifest["settings"]["tokenizer"]["least_coverage"]
+    return pl.read_parquet(Path(timelines) / "coverage.parquet"), least
+
+
+def report(coverage: pl.DataFrame, least: float, privacy: Privacy) -> tuple[str, str | None]:
+    """What `ehrctx tokenize` prints: the table, and a warning if there is reason for one."""
+    rows = table(coverage)
+    return table_text(rows, privacy), warning(coverage_facts(coverage)["coverage"], rows, least)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SUBJECT = np.dtype(
     ]
 )
 MICROSECONDS = 1_000_000
+SECONDS_OF_A_YEAR = 365.25 * 86_400
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Timelines:
     @property
     def vocabulary_size(self) -> int:
         return int(self.manifest["facts"]["vocabulary_size"])
+
+    @property
+    def first_age_token(self) -> int | None:
+        """The token of the first age band; None where the tokenizer has none."""
+        first: int | None = self.manifest["facts"].get("first_age_token")
+        return first
+
+    def age_token(self, seconds: int) -> int:
+        """The token of the age band at so many seconds since birth. Only where there are age bands."""
+        bands = self.manifest["settings"]["tokenizer"]["age_bands"]
+        return int(self.first_age_token or 0) + bisect_right(bands, seconds / SECONDS_OF_A_YEAR)
 
     def __len__(self) -> int:
         return len(self.subjects)

@@ -1,7 +1,8 @@
 """Windows: the one contract by which training, validation and embedding cut timelines.
 
-A window is [BOS], the static prefix (if the tokenizer keeps one), then consecutive tokens; the context length counts
-them all. Training draws a uniform start and adds [EOS] only where the timeline really ends. Evaluation ends at the
+A window is [BOS], the prefix, then consecutive tokens; the context length counts them all. The prefix is the static
+tokens (if the tokenizer keeps them) and the age band of the window's first event (if it has age bands and the subject a
+birth). Training draws a uniform start and adds [EOS] only where the timeline really ends. Evaluation ends at the
 prediction time and keeps the most recent tokens that fit. The reference builds the two differently (specials and right
 padding against none and left padding); here nothing differs but where a window ends.
 """
@@ -28,16 +29,32 @@ class Windows:
     context: int
 
     def __post_init__(self) -> None:
-        widest = int(self.timelines.subjects["n_static"].max(initial=0))
+        widest = int(self._n_prefix(np.arange(len(self.timelines))).max(initial=0))
         if self.context < widest + 3:
             raise InputError(
-                f"a context length of {self.context} leaves no room beside a static prefix of {widest} tokens. "
-                f"Use a longer context, or `static_prefix: false` in the tokenizer spec."
+                f"a context length of {self.context} leaves no room beside a prefix of {widest} tokens. Use a longer "
+                f"context, or `static_prefix: false` in the tokenizer spec."
             )
 
     def room(self, subjects: np.ndarray) -> np.ndarray:
-        """How many timed tokens fit beside [BOS] and the static prefix; int64[n]."""
-        return self.context - 1 - self.timelines.subjects["n_static"][subjects].astype(np.int64)
+        """How many timed tokens fit beside [BOS] and the prefix; int64[n]."""
+        return self.context - 1 - self._n_prefix(subjects)
+
+    def _has_age(self, subjects: np.ndarray) -> np.ndarray:
+        if self.timelines.first_age_token is None:
+            return np.zeros(len(subjects), dtype=bool)
+        return self.timelines.subjects["born"][subjects] & (self._timed(subjects) > 0)
+
+    def _n_prefix(self, subjects: np.ndarray) -> np.ndarray:
+        return self.timelines.subjects["n_static"][subjects].astype(np.int64) + self._has_age(subjects)
+
+    def positions(self, subjects: np.ndarray, starts: np.ndarray, visible: np.ndarray) -> np.ndarray:
+        """Where in the window that begins at timed token `starts` each subject's `visible`-th token is; int64[n].
+
+        Without a visible timed token it is the last static one, or [BOS]: the age of an event to come is not read.
+        """
+        timed = visible > self.timelines.subjects["n_static"][subjects]
+        return visible - starts + (self._has_age(subjects) & timed)
 
     def _timed(self, subjects: np.ndarray) -> np.ndarray:
         offsets = self.timelines.offsets
@@ -58,7 +75,7 @@ class Windows:
         """The window of one subject that begins at timed token `start`; int64[<= context]."""
         body = np.append(self._body(subject), EOS)
         room = int(self.room(np.array([subject]))[0])
-        return np.concatenate([[BOS], self._prefix(subject), body[start : start + room]]).astype(np.int64)
+        return np.concatenate([[BOS], self._prefix(subject, start), body[start : start + room]]).astype(np.int64)
 
     def consecutive(self, subjects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(subject, start) of windows that cover every token of `subjects`, and their [EOS], exactly once."""
@@ -81,16 +98,26 @@ class Windows:
 
     def between(self, subject: int, start: int, visible: int) -> np.ndarray:
         """The window from timed token `start` to the subject's `visible`-th token; int64[<= context]."""
-        prefix = self._prefix(subject)
-        return np.concatenate([[BOS], prefix, self._body(subject)[start : visible - len(prefix)]]).astype(np.int64)
+        timed = self._body(subject)[start : visible - int(self.timelines.subjects["n_static"][subject])]
+        prefix = self._prefix(subject, start) if len(timed) else self._static(subject)
+        return np.concatenate([[BOS], prefix, timed]).astype(np.int64)
 
     def history(self, subject: int, visible: int) -> np.ndarray:
         """The window that ends with the subject's `visible`-th token, most recent tokens kept; int64[<= context]."""
         return self.between(subject, int(self.starts(np.array([subject]), np.array([visible]))[0]), visible)
 
-    def _prefix(self, subject: int) -> np.ndarray:
+    def _static(self, subject: int) -> np.ndarray:
         lo = self.timelines.offsets[subject]
         return self.timelines.tokens[lo : lo + int(self.timelines.subjects["n_static"][subject])]
+
+    def _prefix(self, subject: int, start: int) -> np.ndarray:
+        """Of a window that begins at timed token `start`; [EOS] alone counts as the last event."""
+        static = self._static(subject)
+        if not self._has_age(np.array([subject]))[0]:
+            return static
+        first = int(self.timelines.offsets[subject]) + len(static) + start
+        seconds = int(self.timelines.seconds[min(first, int(self.timelines.offsets[subject + 1]) - 1)])
+        return np.append(static, self.timelines.age_token(seconds))
 
     def _body(self, subject: int) -> np.ndarray:
         lo, hi = self.timelines.offsets[subject], self.timelines.offsets[subject + 1]

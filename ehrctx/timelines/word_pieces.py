@@ -39,13 +39,27 @@ def _untrained(vocabulary: dict[str, int] | None = None) -> Tokenizer:
     return made
 
 
+def _characters(untrained: Tokenizer, said: Sequence[str]) -> list[str]:
+    """The pieces of one character that `said` holds: `c` where it begins a word, `##c` within one."""
+    words = {
+        word
+        for one in said
+        for word, _ in untrained.pre_tokenizer.pre_tokenize_str(untrained.normalizer.normalize_str(one))
+    }
+    first = sorted({word[0] for word in words})
+    return first + [f"##{c}" for c in sorted({c for word in words for c in word[1:]})]
+
+
 def train_word_pieces(entries: pl.DataFrame, descriptions: pl.DataFrame, texts: bool, room: int) -> list[str]:
     """At most `room` pieces, learned from the distinct sentences of `entries` (code, text); each counts once."""
     from tokenizers import trainers
 
-    learned = _untrained()
-    trainer = trainers.WordPieceTrainer(vocab_size=room + 1, special_tokens=[SPECIAL_TOKENS[UNK]], show_progress=False)
-    learned.train_from_iterator(sorted(set(sentences(entries, descriptions, texts))), trainer)
+    learned, said = _untrained(), sorted(set(sentences(entries, descriptions, texts)))
+    # The trainer numbers characters in the random order of a hash table, and breaks ties by these numbers. Named
+    # beforehand, they have the same numbers on every run.
+    known = [SPECIAL_TOKENS[UNK], *_characters(learned, said)]
+    trainer = trainers.WordPieceTrainer(vocab_size=max(room + 1, len(known)), special_tokens=known, show_progress=False)
+    learned.train_from_iterator(said, trainer)
     by_id = sorted(learned.get_vocab().items(), key=lambda item: item[1])
     return [piece for piece, _ in by_id if piece != SPECIAL_TOKENS[UNK]][:room]
 

@@ -44,6 +44,8 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
+# One part of a data set is about 4 GiB of parquet, some 300 million events.
+PARTS_BY_SIZE = 1 + sum(os.path.getsize(file) for file in EVENTS) // 2**32 if STUDY.data else 1
 TIMELINES = f"{RESULTS}/timelines/{Path(TOKENIZER).stem}"
 SPLITS = f"{RESULTS}/events/subject_splits.parquet"
 TRACKING = "results/mlflow.db"

@@ -1,14 +1,78 @@
-# Events -> integer timelines; the vocabulary is fitted on the train split.
-rule tokenize:
-    input:
-        EVENTS,
-        splits=SPLITS,
-        tokenizer=TOKENIZER,
-        profile=PROFILE,
-    output:
-        directory(TIMELINES),
-    params:
-        data=DATA,
-    shell:
-        "ehrctx tokenize {params.data:q} --splits {input.splits} --tokenizer {input.tokenizer:q} "
-        "--profile {input.profile:q} --out {output}"
+# Events -> integer timelines; the vocabulary is fitted on the train split. A large data set is tokenized in parts, which a
+# cluster does side by side (another number: --set-scatter timelines=N); the result is the same to the byte.
+SOURCE = f"--splits {SPLITS} --profile {quote(PROFILE)}"
+PARTS = workflow.resource_settings.overwrite_scatter.get("timelines", PARTS_BY_SIZE)
+WORK = f"{RESULTS}/timelines/.{Path(TOKENIZER).stem}"
+
+
+scattergather:
+    timelines=PARTS,
+
+
+if PARTS == 1:
+
+    rule tokenize:
+        input:
+            EVENTS,
+            splits=SPLITS,
+            tokenizer=TOKENIZER,
+            profile=PROFILE,
+        output:
+            directory(TIMELINES),
+        params:
+            data=DATA,
+        threads: 2
+        shell:
+            "ehrctx tokenize {params.data:q} {SOURCE} --tokenizer {input.tokenizer:q} --out {output} --threads {threads}"
+
+else:
+
+    rule count:
+        input:
+            EVENTS,
+            splits=SPLITS,
+            profile=PROFILE,
+        output:
+            temp(directory(f"{WORK}/counted/{{scatteritem}}")),
+        params:
+            data=DATA,
+        threads: 2
+        shell:
+            "ehrctx count {params.data:q} {SOURCE} --part {wildcards.scatteritem} --out {output} --threads {threads}"
+
+    rule fit:
+        input:
+            counted=gather.timelines(f"{WORK}/counted/{{scatteritem}}"),
+            tokenizer=TOKENIZER,
+        output:
+            temp(directory(f"{WORK}/vocabulary")),
+        params:
+            data=DATA,
+            counted=lambda _, input: [f"--counted {part}" for part in input.counted],
+        shell:
+            "ehrctx fit {params.data:q} {SOURCE} {params.counted} --tokenizer {input.tokenizer:q} --out {output}"
+
+    rule encode:
+        input:
+            counted=f"{WORK}/counted/{{scatteritem}}",
+            vocabulary=rules.fit.output,
+        output:
+            temp(directory(f"{WORK}/encoded/{{scatteritem}}")),
+        params:
+            data=DATA,
+        threads: 2
+        shell:
+            "ehrctx encode {params.data:q} {SOURCE} --counted {input.counted} --vocabulary {input.vocabulary} "
+            "--out {output} --threads {threads}"
+
+    rule gather:
+        input:
+            encoded=gather.timelines(f"{WORK}/encoded/{{scatteritem}}"),
+            vocabulary=rules.fit.output,
+        output:
+            directory(TIMELINES),
+        params:
+            data=DATA,
+            encoded=lambda _, input: [f"--encoded {part}" for part in input.encoded],
+        shell:
+            "ehrctx gather {params.data:q} {SOURCE} --vocabulary {input.vocabulary} {params.encoded} --out {output}"

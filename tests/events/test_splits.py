@@ -73,13 +73,26 @@ def test_hash_replaces_the_given_splits(write_meds, tmp_path):
     assert subject_splits(dataset, splits).equals(hash_splits(np.array(ids), splits))
 
 
-def test_subject_without_a_split(write_meds, tmp_path):
-    dataset = open_dataset(
-        write_meds(tmp_path, {"0": events_of(1, 2, 3, SECRET)}, {1: "train", 2: "tuning", 3: "held_out"})
-    )
-    with pytest.raises(InputError, match="1 subjects that have events have no split") as caught:
-        subject_splits(dataset, None)
-    assert str(SECRET) not in str(caught.value)
+def test_subjects_without_a_split_get_femrs(write_meds, tmp_path, capsys):
+    femr = pytest.importorskip("femr.splits")
+    ids = [int(i) for i in sorted(IDS[:400])]
+    given_splits = dict(zip(ids[:40], ["train", "tuning", "held_out", "held_out"] * 10, strict=True))
+    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(*ids)}, given_splits))
+    table = dict(subject_splits(dataset, None).iter_rows())
+    assert list(table) == ids
+    assert given_splits.items() <= table.items()
+    expected = femr.generate_hash_split(ids[40:], 0, frac_test=0.15)
+    assert {i for i in ids[40:] if table[i] == "held_out"} == set(expected.test_subject_ids)
+    said = capsys.readouterr().err
+    assert "360 of 400 subjects have no split in metadata/subject_splits.parquet" in said
+    assert not any(str(i) in said for i in ids)
+
+
+def test_few_subjects_without_a_split_are_not_counted_aloud(write_meds, tmp_path, capsys):
+    given_splits = {1: "train", 2: "tuning", 3: "held_out"}
+    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2, 3, SECRET)}, given_splits))
+    assert given_splits.items() <= dict(subject_splits(dataset, None).iter_rows()).items()
+    assert "<10 of <10 subjects" in capsys.readouterr().err
 
 
 def test_empty_split(write_meds, tmp_path):
@@ -93,8 +106,10 @@ def test_empty_split(write_meds, tmp_path):
 
 def test_no_table_of_splits(write_meds, tmp_path):
     dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1)}))
-    with pytest.raises(InputError, match=r"subject_splits\.parquet is missing\. .*splits: \{hash:"):
+    with pytest.raises(InputError, match=r"the split '\w+' is empty"):
         subject_splits(dataset, None)
+    many = open_dataset(write_meds(tmp_path / "many", {"0": events_of(*sorted(IDS[:300]))}))
+    assert subject_splits(many, None).equals(hash_splits(np.sort(IDS[:300]), HashSplits(hash=(0.7, 0.15, 0.15))))
     with pytest.raises(InputError, match="no such file"):
         read_splits(tmp_path / "absent.parquet")
 
