@@ -21,10 +21,10 @@ CHINESE = (
 def _clean(sentence: str) -> str:
     kept = []
     for c in sentence:
-        if c in "\t\n\r" or c.isspace():
+        if c in "\t\n\r":
             kept.append(" ")
         elif c not in "\0\ufffd" and not unicodedata.category(c).startswith("C"):
-            kept.append(c)
+            kept.append(" " if c.isspace() else c)
     return "".join(kept)
 
 
