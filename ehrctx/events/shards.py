@@ -66,8 +66,11 @@ class Events:
 
     def births(self, birth: str) -> np.ndarray:
         """Each subject's first birth (microseconds since 1970), STATIC without one; int64[m]."""
-        rows = np.flatnonzero(self.code.flagged((self.code.names == birth).to_numpy()) & (self.time != STATIC))
         found = np.full(len(self.subjects), STATIC, dtype=np.int64)
+        of_name = self.code.names.index_of(birth)
+        if of_name is None:
+            return found
+        rows = np.flatnonzero((self.code.ids == of_name) & (self.time != STATIC))
         # last to first, as times ascend within a subject
         found[np.searchsorted(self.offsets, rows[::-1], side="right") - 1] = self.time[rows[::-1]]
         return found
@@ -119,8 +122,9 @@ def _coded(column: pa.ChunkedArray) -> Coded:
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column)
     column = column.unify_dictionaries()
-    ids = [pc.fill_null(c.indices.cast(pa.int32()), -1).to_numpy(zero_copy_only=False) for c in column.chunks]
-    return Coded(np.concatenate(ids), pl.Series(column.chunk(0).dictionary.cast(pa.large_string())))
+    ids = [chunk.indices.cast(pa.int32()) for chunk in column.chunks]
+    filled = [(pc.fill_null(own, -1) if own.null_count else own).to_numpy(zero_copy_only=False) for own in ids]
+    return Coded(np.concatenate(filled), pl.Series(column.chunk(0).dictionary.cast(pa.large_string())))
 
 
 def _unit(stated: Coded, code: Coded, patterns: tuple[str, ...]) -> Coded:
@@ -138,6 +142,15 @@ def _unit(stated: Coded, code: Coded, patterns: tuple[str, ...]) -> Coded:
     return Coded(np.where(ids < 0, of_code[code.ids], ids).astype(np.int32), names)
 
 
+def _is_before_birth(events: Events, birth: str) -> np.ndarray:
+    """Of each subject, whether an event lies more than BEFORE_BIRTH before its birth; bool[m]."""
+    born = events.births(birth)
+    if (born == STATIC).all():
+        return np.zeros(len(born), dtype=bool)
+    timed = np.where(events.time == STATIC, np.iinfo(np.int64).max, events.time)
+    return (born != STATIC) & (np.minimum.reduceat(timed, events.offsets[:-1]) < born - BEFORE_BIRTH.days * DAY)
+
+
 def _certainly_valid(events: Events, birth: str) -> bool:
     """Whether the rows, in the order of the file, break no rule of `violations_of`: the quick way to say yes."""
     used = np.zeros(len(events.code.names) + 1, dtype=bool)
@@ -145,15 +158,13 @@ def _certainly_valid(events: Events, birth: str) -> bool:
     length = events.code.names.filter(pl.Series(used[:-1])).str.len_bytes()
     changes = np.zeros(len(events) + 1, dtype=bool)
     changes[events.offsets] = True
-    born = np.repeat(events.births(birth), np.diff(events.offsets))
-    early = (events.time < born - BEFORE_BIRTH.days * DAY) & (events.time != STATIC) & (born != STATIC)
     return not (
         used[-1]
         or (length == 0).any()
         or (length > LONGEST_CODE).any()
         or len(np.unique(events.subjects)) < len(events.subjects)
         or ((events.time[1:] < events.time[:-1]) & ~changes[1:-1]).any()
-        or early.any()
+        or _is_before_birth(events, birth).any()
     )
 
 

@@ -40,6 +40,7 @@ from ehrctx.timelines.vocabulary import Vocabulary, fit_vocabulary
 
 A = TypeVar("A")
 B = TypeVar("B")
+COVERAGE_ROWS = 1_000_000  # that wait to be added up
 
 
 def _side_by_side(run: Callable[[A], B], given: Iterable[A], threads: int) -> Iterator[B]:
@@ -98,7 +99,7 @@ def count(source: Source, pieces: Sequence[tuple[int, Piece]], out: Path, thread
         folders.append(folder)
         total.add(statistics)
         early += before
-    return CountedPart(tuple(folders), total.result().in_order(), early)
+    return CountedPart(tuple(folders), total.result(), early)
 
 
 def _check_pieces(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], counted: Sequence[Path]) -> None:
@@ -122,7 +123,7 @@ def fit(source: Source, parts: Sequence[CountedPart], spec: TokenizerSpec) -> tu
     folders = sorted((folder for part in parts for folder in part.pieces), key=lambda folder: folder.name)
     _check_pieces(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
     codes = read_codes(source.dataset)
-    statistics = Statistics.merged(part.statistics for part in parts).in_order()
+    statistics = parts[0].statistics if len(parts) == 1 else Statistics.merged(part.statistics for part in parts)
     return fit_vocabulary(statistics, spec, codes, parents_of(codes))
 
 
@@ -144,10 +145,12 @@ def encode(
         write_piece(piece, encoded, width_of(vocabulary), out / folder.name)
         return encoded.coverage
 
-    met = added([])
+    met = [added([])]
     for own in _side_by_side(one, counted, threads):
-        met = added([met, own])
-    return met
+        met.append(own)
+        if sum(part.height for part in met) > COVERAGE_ROWS:
+            met = [added(met)]
+    return added(met)
 
 
 def build_timelines(

@@ -18,11 +18,10 @@ import polars as pl
 from ehrctx.errors import InputError
 from ehrctx.events.meds import SPLITS
 from ehrctx.events.shards import STATIC, Events
-from ehrctx.timelines.counting_numba import added_up, factorize, seconds_since, sums
-from ehrctx.timelines.statistics import ENTRIES, VALUES, WHOLE, Statistics, measure_of, ordered_bits
+from ehrctx.timelines.counting_numba import CODE, NUMBER, TEXT, entries_of, seconds_since, tally
+from ehrctx.timelines.statistics import ENTRIES, VALUES, WHOLE, Statistics, measure_of
 
 KINDS = ("code", "text", "number")
-CODE, TEXT, NUMBER = range(len(KINDS))
 LONGEST_TEXT = 200  # bytes: longer ones are notes, which no two events share; such an event is its code
 MAX_SECONDS = 2**32 - 1
 
@@ -72,29 +71,30 @@ class Counted:
         return cls(table=pl.read_parquet(folder / "table.parquet"), **arrays)
 
 
-def _entries(events: Events) -> tuple[np.ndarray, pl.DataFrame, np.ndarray]:
-    """Each event's entry (int32[n]), their TABLE, and each event's kind (uint8[n])."""
-    finite = events.has_value & np.isfinite(events.value)
+def _entries(events: Events) -> tuple[np.ndarray, np.ndarray, pl.DataFrame]:
+    """Each event's entry (int32[n]) and value (float32[n]), and the entries' TABLE."""
     length = events.text.names.str.len_bytes().to_numpy()
-    has_text = events.text.flagged((length > 0) & (length <= LONGEST_TEXT))
-    # a number wins over a text: a result is often given as both
-    kind = np.where(finite, NUMBER, np.where(has_text, TEXT, CODE)).astype(np.uint8)
-    detail = np.where(finite, events.unit.ids, np.where(has_text, events.text.ids, -1)).astype(np.int64) + 1
-    keys = kind.astype(np.uint64) << np.uint64(62) | events.code.ids.astype(np.uint64) << np.uint64(31)
-    entry, first = factorize(keys | detail.astype(np.uint64))
-    n = len(first)
+    is_category = (length > 0) & (length <= LONGEST_TEXT)
+    entry, value, first = entries_of(
+        events.code.ids, events.has_value, events.value, events.unit.ids, events.text.ids, is_category,
+        len(events.code.names),
+    )  # fmt: skip
+    is_number, has_category = np.isfinite(value[first]), np.append(is_category, False)[events.text.ids[first]]
+    kind = np.where(is_number, NUMBER, np.where(has_category, TEXT, CODE))
+    not_finite = np.flatnonzero(events.has_value & ~np.isfinite(events.value))
+    notes = np.flatnonzero(events.text.flagged(length > LONGEST_TEXT) & np.isnan(value))
     table = pl.DataFrame(
         {
-            "kind": pl.Series(KINDS, dtype=pl.String).gather(kind[first]),
+            "kind": pl.Series(KINDS, dtype=pl.String).gather(kind),
             "code": events.code.names.gather(events.code.ids[first]),
-            "unit": events.unit.names.gather(_where(kind[first] == NUMBER, events.unit.ids[first])),
-            "text": events.text.names.gather(_where(kind[first] == TEXT, events.text.ids[first])),
-            "not_finite": np.bincount(entry[events.has_value & ~finite], minlength=n),
-            "long_text": np.bincount(entry[events.text.flagged(length > LONGEST_TEXT) & ~finite], minlength=n),
+            "unit": events.unit.names.gather(_where(kind == NUMBER, events.unit.ids[first])),
+            "text": events.text.names.gather(_where(kind == TEXT, events.text.ids[first])),
+            "not_finite": np.bincount(entry[not_finite], minlength=len(first)),
+            "long_text": np.bincount(entry[notes], minlength=len(first)),
         },
         schema=TABLE,
     )
-    return entry, table, kind
+    return entry, value, table
 
 
 def _where(condition: np.ndarray, ids: np.ndarray) -> pl.Series:
@@ -138,32 +138,31 @@ def count_piece(events: Events, split: np.ndarray, birth: str) -> tuple[Counted,
 
     `split` is each subject's (str[m]), `birth` the code of births. Raises InputError where a life is too long.
     """
-    entry, table, kind = _entries(events)
+    entry, value, table = _entries(events)
     subjects = _subjects(events, split, birth)
     seconds, early, most = seconds_since(events.time, STATIC, events.offsets, subjects["origin"].view(np.int64))
     if most > MAX_SECONDS:
         raise InputError("an event lies more than 136 years after its subject's birth. Mend its time or the birth.")
-    value = np.where(kind == NUMBER, events.value, np.float32(np.nan))
-    counted = Counted(table, entry, value, seconds.astype(np.uint32), subjects)
-    return counted, _statistics(counted, events.offsets, kind), early
+    counted = Counted(table, entry, value, seconds, subjects)
+    return counted, _statistics(counted), early
 
 
-def _statistics(counted: Counted, offsets: np.ndarray, kind: np.ndarray) -> Statistics:
+def _statistics(counted: Counted) -> Statistics:
     train = counted.subjects["split"] == "train"
-    weight, count, n_subjects = sums(counted.entry, offsets, train, counted.table.height, WHOLE)
-    table = counted.table.with_columns(
-        weight=pl.Series(weight), count=pl.Series(count), subjects=pl.Series(n_subjects)
-    ).filter(pl.col("count") > 0)
-    numbers = (
-        counted.table.with_row_index("entry").filter(pl.col("kind") == KINDS[NUMBER]).select("entry", "code", "unit")
+    is_number = (counted.table["kind"] == KINDS[NUMBER]).to_numpy()
+    weight, count, subjects, keys, key_weight, key_count = tally(
+        counted.entry, counted.value.view(np.uint32), is_number, counted.offsets(), train, WHOLE
     )
+    sums = {"weight": pl.Series(weight), "count": pl.Series(count), "subjects": pl.Series(subjects)}
+    entries = counted.table.with_columns(**sums).filter(pl.col("count") > 0).select(*ENTRIES)
     measure = np.zeros(counted.table.height, dtype=np.uint64)
-    measure[numbers["entry"].to_numpy()] = [measure_of(code, unit) for _, code, unit in numbers.iter_rows()]
-    n_events = np.diff(offsets)
-    of_event = np.where(train, (WHOLE + n_events // 2) // np.maximum(n_events, 1), 0)
-    rows = np.flatnonzero((kind == NUMBER) & np.repeat(train, n_events))
-    entry, cell = counted.entry[rows], ordered_bits(counted.value[rows])
-    ids, first = factorize(entry.astype(np.uint64) << np.uint64(32) | cell)
-    summed, events = added_up(ids, np.repeat(of_event, n_events)[rows], len(first))
-    values = {"measure": measure[entry[first]], "cell": cell[first], "level": 0, "weight": summed, "count": events}
-    return Statistics(table.select(*ENTRIES), pl.DataFrame(values, schema=VALUES), int(train.sum()))
+    numbers = counted.table.filter(kind=KINDS[NUMBER]).select("code", "unit")
+    measure[is_number] = [measure_of(code, unit) for code, unit in numbers.iter_rows()]
+    values = {
+        "measure": measure[(keys >> np.uint64(32)).astype(np.int64)],
+        "cell": (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32),
+        "level": np.zeros(len(keys), dtype=np.uint8),
+        "weight": key_weight,
+        "count": key_count,
+    }
+    return Statistics(entries, pl.DataFrame(values, schema=VALUES), int(train.sum()))

@@ -98,40 +98,43 @@ class Encoder:
         visits = tokens.filter(kind="visit")["token"]
         self._visit_start = int(visits.min()) if len(visits) else -1  # type: ignore[arg-type]
         self._instead = instead
+        self._spelt: dict[str, list[int]] = {}
 
-    def _plain(self, table: pl.DataFrame) -> pl.DataFrame:
-        """Of each row of `table`, `tokens` (a list) and `outcome` where no bin says its value, and the `group` (null:
-        none) of its bins."""
-        plain = self._spelled(table) if self._spec.descriptions else self._looked_up(table)
+    def _plain(self, table: pl.DataFrame) -> tuple[np.ndarray, pl.DataFrame]:
+        """The tokens of all rows of `table` where no bin says their value (int64, one row after another); and of each
+        row, `n` of them, the `outcome` then, and the `group` of its bins (null: none)."""
+        tokens, plain = self._spelled(table) if self._spec.descriptions else self._looked_up(table)
         groups = table.join(self._groups, on=["code", "unit"], how="left", nulls_equal=True, maintain_order="left")
         found = plain.with_columns(kind=table["kind"], group=groups["group"])
-        is_number, has_token = (
-            pl.col("kind") == "number",
-            pl.col("outcome").is_in(COVERED) & (pl.col("outcome") != "rolled up"),
-        )
+        is_number = pl.col("kind") == "number"
+        has_token = pl.col("outcome").is_in(COVERED) & (pl.col("outcome") != "rolled up")
         unseen = is_number & pl.col("group").is_null() & (pl.col("outcome") == "value ignored") & (self._spec.bins > 0)
         # a quantile by itself says nothing, a joined bin does
         binned = is_number & (has_token | pl.lit(self._spec.values == "joined"))
-        return found.select(
-            "tokens",
+        return tokens, found.select(
+            "n",
             outcome=pl.when(unseen).then(pl.lit("unseen unit")).otherwise("outcome"),
             group=pl.when(binned).then("group"),
         )
 
-    def _spelled(self, table: pl.DataFrame) -> pl.DataFrame:
-        pieces = spell(self._pieces, sentences(table, self._described, self._spec.texts))
+    def _spelled(self, table: pl.DataFrame) -> tuple[np.ndarray, pl.DataFrame]:
+        said = sentences(table, self._described, self._spec.texts)
+        new = sorted(set(said) - self._spelt.keys())
+        self._spelt.update(zip(new, spell(self._pieces, new), strict=True))
+        pieces = [self._spelt[one] for one in said]
         described = self._described.filter(pl.col("description") != "")["code"]
         ignored = (pl.col("kind") == "number") | ((pl.col("kind") == "text") & (not self._spec.texts))
-        return table.select(
-            tokens=pl.Series(pieces, dtype=pl.List(pl.Int64)),
-            outcome=pl.when(~pl.col("code").is_in(described.implode()))
+        outcome = (
+            pl.when(~pl.col("code").is_in(described.implode()))
             .then(pl.lit("code in place of its description"))
             .when(ignored)
             .then(pl.lit("value ignored"))
-            .otherwise("kind"),
+            .otherwise("kind")
         )
+        tokens = np.fromiter((token for one in pieces for token in one), dtype=np.int64)
+        return tokens, table.select(n=pl.Series([len(one) for one in pieces], dtype=pl.Int64), outcome=outcome)
 
-    def _looked_up(self, table: pl.DataFrame) -> pl.DataFrame:
+    def _looked_up(self, table: pl.DataFrame) -> tuple[np.ndarray, pl.DataFrame]:
         of_code, of_text = self._codes.select("code", _code="token"), self._texts.select("code", "text", _text="token")
         found = (
             table.join(of_code, on="code", how="left", maintain_order="left")
@@ -141,8 +144,9 @@ class Encoder:
         exact = pl.when(pl.col("kind") == "text").then("_text").when(pl.col("kind") == "code").then("_code")
         keeps_unknown = self._spec.unknown == "unk"
         token = pl.coalesce(exact, "_code", "_elsewhere", pl.lit(UNK if keeps_unknown else None, pl.UInt32))
-        return found.select(
-            tokens=pl.concat_list(token.cast(pl.Int64)).list.drop_nulls(),
+        plain = found.select(
+            token=token.cast(pl.Int64),
+            n=token.is_not_null().cast(pl.Int64),
             outcome=pl.when(exact.is_not_null())
             .then("kind")
             .when(pl.col("_code").is_not_null())
@@ -151,6 +155,7 @@ class Encoder:
             .then(pl.lit("rolled up"))
             .otherwise(pl.lit("unknown token" if keeps_unknown else "out of vocabulary")),
         )
+        return plain["token"].drop_nulls().to_numpy(), plain.drop("token")
 
     def _elsewhere(self, table: pl.DataFrame) -> pl.DataFrame:
         """(code, _elsewhere): the token of another code that stands for a code without one."""
@@ -166,15 +171,14 @@ class Encoder:
     def plan(self, table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, pl.Series]:
         """For the entries of one piece (`counting.TABLE`): the plan and the plain tokens that `tokens_of` explains, and
         what an event met that got the plain ones."""
-        found = self._plain(table)
-        plain = found["tokens"].explode().drop_nulls().to_numpy().astype(np.int64)
-        ends = np.cumsum(found["tokens"].list.len().to_numpy(), dtype=np.int64)
+        plain, found = self._plain(table)
+        ends = np.cumsum(found["n"].to_numpy(), dtype=np.int64)
         group = found["group"].cast(pl.Int64).fill_null(-1).to_numpy()
         roles = table.with_columns(
             starts=matches(pl.col("code"), self._profile.admission),
             ends=matches(pl.col("code"), self._profile.discharge),
         )
-        plan = np.zeros((table.height, WIDTH), dtype=np.int64)
+        plan = np.zeros((table.height, WIDTH), dtype=np.int32)  # half the width, as it should stay in a cache
         plan[:, PLAIN_FROM], plan[:, PLAIN_TO] = np.append(0, ends[:-1])[: len(ends)], ends
         plan[:, BINS_FROM] = np.where(group >= 0, self._group_from[group], 0)
         plan[:, BINS_TO] = np.where(group >= 0, self._group_from[np.minimum(group + 1, len(self._group_from) - 1)], 0)
@@ -201,7 +205,7 @@ class Encoder:
 
 
 def _coverage(table: pl.DataFrame, met: np.ndarray, plain_outcome: pl.Series) -> pl.DataFrame:
-    """COVERAGE of one piece."""
+    """COVERAGE of one piece, a row for each of its entries."""
     of_each = (
         (pl.lit("static"), pl.Series(met[:, DROPPED_STATIC])),
         (plain_outcome, pl.Series(met[:, PLAIN])),
@@ -210,7 +214,7 @@ def _coverage(table: pl.DataFrame, met: np.ndarray, plain_outcome: pl.Series) ->
         (pl.lit(LONG_TEXT), table["long_text"]),
     )
     parts = [table.select("code", outcome=outcome, events=events) for outcome, events in of_each]
-    return added([part.filter(pl.col("events") > 0) for part in parts])
+    return pl.concat([part.filter(pl.col("events") > 0).select(*COVERAGE) for part in parts])
 
 
 def added(parts: list[pl.DataFrame]) -> pl.DataFrame:

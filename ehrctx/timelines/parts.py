@@ -43,7 +43,7 @@ def count_part(data: Path, profile: str, splits: Path, part: str, out: Path, thr
     shards = {source.dataset.name_of(piece.shard): piece.shard for _, piece in pieces}
     with new_artifact(out, COUNTED, choices, {"splits": splits, **shards}, facts) as folder:
         counted = count(source, pieces, folder, threads)
-        counted.statistics.write(folder)
+        counted.statistics.in_order().write(folder)
         facts |= {"events": sum(piece.n_rows for _, piece in pieces), "events_before_origin": counted.early}
         facts |= {"pieces": [piece.name for piece in counted.pieces], "train": counted.statistics.n_subjects}
     return facts

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrctx.timelines.hashing_numba import added_up, factorize
+
 WHOLE = 2**36  # the weight of a subject: 2^27 of them fit into 64 bits, and of a million events each weighs 6.9e4
 MOST_CELLS = 4096
-FINEST = 0
 
 ENTRY = ["kind", "code", "unit", "text"]
 ENTRIES: dict[str, Any] = {
@@ -40,7 +41,7 @@ ENTRIES: dict[str, Any] = {
 # Values of numbers, by the 64 bits that name their code and unit.
 VALUES: dict[str, Any] = {
     "measure": pl.UInt64,
-    "cell": pl.UInt32,  # of a value: the bits of the float, in order, less the last `level`
+    "cell": pl.UInt32,  # of a value: the bits of the float in the order of values, less the last `level`
     "level": pl.UInt8,
     "weight": pl.Int64,
     "count": pl.Int64,
@@ -53,12 +54,6 @@ def measure_of(code: str, unit: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(f"{code}\0{unit or ''}".encode(), digest_size=8).digest(), "little")
 
 
-def ordered_bits(values: np.ndarray) -> np.ndarray:
-    """uint32[n] in the order of the finite float32[n]; 0.0 and -0.0 are one."""
-    bits = (values.astype(np.float32) + np.float32(0.0)).view(np.uint32)
-    return bits ^ np.where(bits >> 31 == 1, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-
-
 def lower_bounds(values: pl.DataFrame) -> np.ndarray:
     """The smallest value of each cell of VALUES; float32[n]."""
     bits = values["cell"].to_numpy() << values["level"].to_numpy().astype(np.uint32)
@@ -68,23 +63,22 @@ def lower_bounds(values: pl.DataFrame) -> np.ndarray:
 
 def _coarsened(values: pl.DataFrame) -> pl.DataFrame:
     """One row per cell: every measure at the coarsest level of its rows, or at the finest with MOST_CELLS cells."""
-    shift = pl.col("level").max().over("measure") - pl.col("level")
-    aligned = values.with_columns(
-        cell=pl.Series(
-            np.right_shift(values["cell"].to_numpy(), values.select(shift).to_series().to_numpy().astype(np.uint32))
-        ),
-        level=pl.col("level").max().over("measure"),
-    )
+    of_row, measures = factorize(values["measure"].to_numpy())
+    given = values["level"].to_numpy()
+    level = np.zeros(len(measures), dtype=np.uint8)
+    np.maximum.at(level, of_row[given > 0], given[given > 0])
+    cell = values["cell"].to_numpy() >> (level[of_row] - given).astype(np.uint32)
+    weight, count = values["weight"].to_numpy(), values["count"].to_numpy()
     while True:
-        aligned = aligned.group_by("measure", "cell", "level").agg(pl.col("weight", "count").sum())
-        large = aligned.group_by("measure").len().filter(pl.col("len") > MOST_CELLS)["measure"]
-        if large.is_empty():
-            return aligned.select(*VALUES)
-        too_fine = pl.col("measure").is_in(large.implode())
-        aligned = aligned.with_columns(
-            cell=pl.when(too_fine).then(pl.col("cell") // 2).otherwise("cell"),
-            level=(pl.col("level") + too_fine.cast(pl.UInt8)),
-        )
+        keys, weight, count = added_up(of_row.astype(np.uint64) << np.uint64(32) | cell, weight, count)
+        of_row, cell = (keys >> np.uint64(32)).astype(np.int64), keys.astype(np.uint32)
+        large = np.bincount(of_row, minlength=len(measures)) > MOST_CELLS
+        if not large.any():
+            break
+        level[large] += 1
+        cell = cell >> large[of_row].astype(np.uint32)
+    columns = {"measure": measures[of_row], "cell": cell, "level": level[of_row], "weight": weight, "count": count}
+    return pl.DataFrame(columns, schema=VALUES)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""Tokenizing: fit and apply, from parquet to the store, against a loop over events and against polars alone.
+
+The loop is the reference's logic (a code's bins tried one after another, dictionaries for the rest), over events that
+are in memory as Python objects; its rate is that of applying alone, on a million of them. The polars variant reads,
+fits exact quantiles and applies them by joins, in memory, and writes the tokens. Each case runs in a process of its
+own, whose most resident memory is told (Python and its libraries are some 250 MiB of it).
+
+Not named tokenize.py: Python would take that for its own module of this name, in every benchmark beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import synthetic_events
+from measure import line, options
+
+THREADS = 2
+LOOPED = 1_000_000
+
+
+@dataclass
+class Event:
+    """As the reference has them: a record whose value is a number, a text, or None."""
+
+    code: str
+    value: float | str | None
+    unit: str | None
+
+
+class Loop:
+    """The reference's logic: an event becomes the name of a token, and the name its id."""
+
+    def __init__(self, vocabulary: pl.DataFrame) -> None:
+        self.tokens: dict[str, dict[str, Any]] = {}
+        self.ids: dict[str, int] = {}
+        for row in vocabulary.iter_rows(named=True):
+            of_code = self.tokens.setdefault(row["code"], {})
+            if row["kind"] == "code":
+                name = of_code["code"] = row["code"]
+            elif row["kind"] == "text":
+                name = of_code.setdefault("text", {})[row["text"]] = f"{row['code']} || {row['text']}"
+            else:
+                name = f"{row['code']} || {row['unit']} || {row['lower']} - {row['upper']}"
+                of_unit = of_code.setdefault("number", {}).setdefault(row["unit"], [])
+                of_unit.append((name, row["lower"], row["upper"]))
+            self.ids[name] = row["token"]
+
+    def name_of(self, event: Event) -> str | None:
+        if event.code not in self.tokens:
+            return None
+        of_code = self.tokens[event.code]
+        if event.value is not None and isinstance(event.value, float | int) and "number" in of_code:
+            for name, lower, upper in of_code["number"].get(event.unit, ()):
+                if lower <= event.value < upper:
+                    return name
+        if event.value is not None and isinstance(event.value, str) and "text" in of_code:
+            name = of_code["text"].get(event.value)
+            if name is not None:
+                return name
+        return of_code.get("code")
+
+    def __call__(self, events: list[Event]) -> list[int]:
+        named = [name for event in events if (name := self.name_of(event)) is not None]
+        return [self.ids[name] for name in named]
+
+
+def ours(data: Path, out: Path) -> float:
+    from ehrctx.timelines.build import build_timelines
+
+    splits, profile = data / "metadata" / "subject_splits.parquet", str(data / "profile.yaml")
+    started = time.perf_counter()
+    build_timelines(data, profile, splits, "clmbr", out, THREADS)
+    return time.perf_counter() - started
+
+
+def in_polars(data: Path, out: Path) -> float:
+    """The same kinds of tokens: ten quantile bins per code and unit, codes and texts; the commonest 39,811."""
+    started = time.perf_counter()
+    events = pl.read_parquet(data / "data" / "*.parquet")
+    train = events.join(pl.read_parquet(data / "metadata" / "*.parquet").filter(split="train"), on="subject_id")
+    key = ["code", "unit"]
+    numbers = train.filter(pl.col("numeric_value").is_finite())
+    edges = numbers.group_by(key).agg(*(pl.col("numeric_value").quantile(i / 10).alias(f"q{i}") for i in range(1, 10)))
+    bin_of = pl.sum_horizontal((pl.col("numeric_value") >= pl.col(f"q{i}")).cast(pl.UInt8) for i in range(1, 10))
+    binned = events.join(edges, on=key, how="left", nulls_equal=True, maintain_order="left")
+    entries = binned.select("subject_id", "time", "code", "unit", text="text_value", bin=bin_of)
+    known = entries.join(train.select("subject_id").unique(), on="subject_id", how="semi")
+    named = known.group_by("code", "unit", "text", "bin").len().sort("len", descending=True).head(39_811)
+    tokens = entries.join(
+        named.drop("len").with_row_index("token", offset=7), on=["code", "unit", "text", "bin"], how="left",
+        nulls_equal=True, maintain_order="left",
+    )  # fmt: skip
+    out.mkdir()
+    tokens.select("subject_id", "time", "token").drop_nulls("token").write_parquet(out / "tokens.parquet")
+    return time.perf_counter() - started
+
+
+def in_a_loop(data: Path, out: Path) -> float:
+    """Applying alone, subject by subject; `out` is a folder of ours, whose vocabulary it applies."""
+    vocabulary = pl.read_parquet(out / "vocabulary.parquet").filter(pl.col("kind").is_in(["code", "text", "number"]))
+    loop = Loop(vocabulary)
+    rows = pl.read_parquet(sorted((data / "data").glob("*.parquet"))[0]).head(LOOPED)
+    subjects: dict[int, list[Event]] = {}
+    for subject, code, value, text, unit in rows.select(
+        "subject_id", "code", "numeric_value", "text_value", "unit"
+    ).iter_rows():
+        subjects.setdefault(subject, []).append(Event(code, text if value is None else value, unit))
+    started = time.perf_counter()
+    timelines = [loop(events) for events in subjects.values()]
+    seconds = time.perf_counter() - started
+    assert sum(map(len, timelines)) <= LOOPED
+    return seconds
+
+
+VARIANTS = {"ours": ours, "polars": in_polars, "loop": in_a_loop}
+
+
+def run(variant: str, data: Path, out: Path) -> tuple[float, float]:
+    """(seconds, most resident memory in MiB) of a variant in a process of its own."""
+    command = [sys.executable, __file__, "--variant", variant, str(data), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{variant} ended with {process.returncode}")
+    return float(json.loads(said)), usage.ru_maxrss / 1024
+
+
+def measure(n_events: int, repeats: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        synthetic_events.write(folder / "data_set", n_events)
+        rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        peaks = dict.fromkeys(VARIANTS, 0.0)
+        for turn in range(repeats):
+            for name in VARIANTS:
+                out = folder / ("ours_0" if name == "loop" else f"{name}_{turn}")
+                seconds, peak = run(name, folder / "data_set", out)
+                rates[name].append((LOOPED if name == "loop" else n_events) / seconds)
+                peaks[name] = max(peaks[name], peak)
+        median = {name: float(np.median(found)) for name, found in rates.items()}
+        for name, told in (("loop", "loop over events, applying alone"), ("polars", "polars in memory, fit and apply")):
+            line(
+                "tokenize", f"{n_events:,} events, clmbr, {THREADS} threads", "events/s", median["ours"], median[name],
+                told, repeats, more_is_better=True, ours_peak_mib=peaks["ours"], baseline_peak_mib=peaks[name],
+            )  # fmt: skip
+
+
+def main() -> None:
+    if "--variant" in sys.argv:
+        name, data, out = sys.argv[sys.argv.index("--variant") + 1 :]
+        print(json.dumps(VARIANTS[name](Path(data), Path(out))))
+        return
+    is_quick = options(__doc__, runs_on_gpu=False).quick
+    with tempfile.TemporaryDirectory() as place:  # what numba compiles once for all is no part of the rate
+        synthetic_events.write(Path(place) / "data_set", 10_000)
+        run("ours", Path(place) / "data_set", Path(place) / "out")
+    for n_events, repeats in ((1_000_000, 3),) if is_quick else ((1_000_000, 5), (10_000_000, 3), (50_000_000, 1)):
+        measure(n_events, repeats)
+
+
+if __name__ == "__main__":
+    main()
