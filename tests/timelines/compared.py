@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from reference_tokenizer import Event, Reference, kind_of, origin_of, subjects_of
+from reference_events import Event, kind_of, origin_of, subjects_of
+from reference_tokenizer import Reference
 
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.timelines.spec import TokenizerSpec

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from compared import check_bins, check_store, check_timelines, check_vocabulary, reference_for
 from random_records import PROFILE, SPLITS, codes_frame, random_records
-from reference_tokenizer import subjects_of
+from reference_events import subjects_of
 
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.timelines.build import build_timelines

@@ -229,3 +229,16 @@ def test_coverage_tells_codes_and_systems(build, events_frame):
     }
     assert facts["events"] == 5
     assert facts["coverage"] == pytest.approx(4 / 5)
+
+
+def test_more_tokens_than_16_bits_can_name(build, events_frame):
+    n = 2**16 - 6  # with the seven special ones, one too many
+    codes = [f"C{number:05d}" for number in range(n)]
+    store = build(events_frame([(1, DAY, code) for code in reversed(codes)]), SPLITS, {"vocabulary_size": 100_000})
+    timelines = Timelines.open(store)
+    assert timelines.tokens.dtype == np.uint32
+    assert timelines.vocabulary_size == 2**16 + 1
+    assert said(store, 1) == codes[::-1]
+    fewer = build(events_frame([(1, DAY, code) for code in codes[2:]]), SPLITS, {"vocabulary_size": 100_000})
+    assert Timelines.open(fewer).tokens.dtype == np.uint16
+    assert said(fewer, 1) == codes[2:]

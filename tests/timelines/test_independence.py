@@ -9,6 +9,7 @@ import pytest
 import yaml
 from random_records import PROFILE, SPLITS, codes_frame, random_records
 
+from ehrctx.errors import InputError
 from ehrctx.events.pieces import pieces_of
 from ehrctx.timelines import build, parts, statistics
 
@@ -128,3 +129,22 @@ def test_in_parts_as_in_one(tmp_path, write_meds, spec, pieces, of):
         parts.encode_part(*given, source, tmp_path / "vocabulary", folder, 1)
     parts.gather_parts(*given, tmp_path / "vocabulary", encoded[::-1], tmp_path / "gathered")
     assert content(tmp_path / "gathered") == whole
+
+
+def test_a_subject_in_two_pieces_is_refused(tmp_path, write_meds, pieces):
+    """Each piece by itself is in order."""
+    secret = 987654321
+    raw = random_records(8, subjects=20).with_columns(pl.col("subject_id").cast(pl.Int64) + secret)
+    twice = pl.concat([raw, raw.filter(pl.col("subject_id") == raw["subject_id"][0])])
+    splits = dict.fromkeys(raw["subject_id"].unique().to_list(), "train")
+    data = Written(tmp_path / "data", write_meds, SPECS["by event"], {"0": twice}, row_group_size=10)
+    write_meds(data.events, {}, splits)
+    pieces(50)
+    with pytest.raises(
+        InputError, match=r"^data/0\.parquet: 1 of its subjects are in an earlier file too, or apart"
+    ) as caught:
+        data.content()
+    assert str(secret)[:6] not in str(caught.value)
+    pieces(10**6)
+    with pytest.raises(InputError, match=rf"^data/0\.parquet, row {raw.height + 1}: a subject's rows are not together"):
+        data.content()

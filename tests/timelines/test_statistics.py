@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ehrctx.timelines import statistics
+from ehrctx.timelines.counting_numba import tally
 from ehrctx.timelines.spec import TokenizerSpec
 from ehrctx.timelines.statistics import (
     ENTRIES,
@@ -19,7 +20,6 @@ from ehrctx.timelines.statistics import (
     Statistics,
     lower_bounds,
     measure_of,
-    ordered_bits,
 )
 from ehrctx.timelines.vocabulary import bins_of
 
@@ -34,6 +34,15 @@ measurements = st.lists(
 )
 
 
+def ordered_bits(values):
+    """uint32[n] of float32[n] as they are counted, which drops duplicates; so one by one."""
+    found = []
+    for value in np.asarray(values, dtype=np.float32).reshape(-1, 1):
+        one = np.zeros(1, dtype=np.int32), value.view(np.uint32), np.array([True]), np.array([0, 1]), np.array([True])
+        found.append(int(tally(*one, 1)[3][0]))
+    return np.array(found, dtype=np.uint32)
+
+
 def statistics_of(rows, n_subjects=1):
     """Of events (code, unit, value, weight), as one part knows them."""
     entries = pl.DataFrame(
@@ -42,7 +51,7 @@ def statistics_of(rows, n_subjects=1):
     cells = pl.DataFrame(
         {
             "measure": pl.Series([measure_of(code, unit) for code, unit, *_ in rows], dtype=pl.UInt64),
-            "cell": pl.Series(ordered_bits(np.array([v for _, _, v, _ in rows], dtype=np.float32)), dtype=pl.UInt32),
+            "cell": pl.Series(ordered_bits([v for _, _, v, _ in rows]), dtype=pl.UInt32),
             "level": pl.Series([0] * len(rows), dtype=pl.UInt8),
             "weight": pl.Series([weight for *_, weight in rows], dtype=pl.Int64),
             "count": pl.Series([1] * len(rows), dtype=pl.Int64),
