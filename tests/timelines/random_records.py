@@ -84,7 +84,9 @@ def random_records(seed: int, subjects: int = 15, longest: int = 40, microsecond
     for subject in range(1, subjects + 1):
         late = subject > subjects * 4 // 5
         for _ in range(draw.choice([0, 0, 1, 2, 3])):
-            rows.append((subject, None, draw.choice(["SEX//F", "SEX//M", "RACE", "C1"]), None, None, None))
+            rows.append(
+                (subject, None, draw.choice(["SEX//F", "SEX//M", "RACE", "C1", "IN AND OUT"]), None, None, None)
+            )
         if draw.random() < 0.1:
             continue  # static events alone, or none at all
         time = datetime(draw.randint(1930, 2010), draw.randint(1, 12), draw.randint(1, 28), draw.choice([0, 5]))

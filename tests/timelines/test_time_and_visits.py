@@ -92,6 +92,7 @@ def test_gaps_stand_before_all_tokens_of_an_event(build, events_frame):
 def test_visits(build, events_frame):
     rows = [
         (1, None, "ADM//static"),  # no visit
+        (1, None, "DIS//static"),
         (1, DAY, "ADM//ER"),
         (1, after(hours=1), "A"),
         (1, after(hours=9), "DIS//HOME"),
@@ -101,9 +102,23 @@ def test_visits(build, events_frame):
     ]
     store = build(events_frame(rows), SPLITS, {"visit_tokens": True}, VISITS)
     start, end = "[VISIT START]", "[VISIT END]"
-    expected = ["ADM//static", start, "ADM//ER", "A", "DIS//HOME", end, start, "STAY", end, start, "ADM//ER", "A"]
+    expected = [
+        "ADM//static",
+        "DIS//static",
+        start,
+        "ADM//ER",
+        "A",
+        "DIS//HOME",
+        end,
+        start,
+        "STAY",
+        end,
+        start,
+        "ADM//ER",
+        "A",
+    ]
     assert said(store, 1) == expected
-    hours = [0, 0, 0, 1, 9, 9, 10, 10, 10, 12, 12, 13]
+    hours = [0, 0, 0, 0, 1, 9, 9, 10, 10, 10, 12, 12, 13]
     assert [second // 3600 for _, second, _ in said_when(store, 1)] == hours
 
 
