@@ -229,13 +229,8 @@ def read_piece(dataset: Dataset, piece: Piece, profile: DatasetProfile, visits: 
     name = dataset.name_of(piece.shard)
     schema = open_parquet(piece.shard, name).schema_arrow
     refuse(wrong_columns(pl.Schema(schema), name), dataset)
-    for key in ("visit_column", "unit_column"):
-        column = getattr(profile, key)
-        if column and column not in schema.names:
-            raise InputError(
-                f"{name}: no column {column!r}, which the profile {profile.name!r} names as {key}. Mend the profile."
-            )
-    unit, visit = profile.unit_column, profile.visit_column if visits else None
+    unit, visit = (column if column in schema.names else None for column in (profile.unit_column, profile.visit_column))
+    visit = visit if visits else None
     wanted = ("subject_id", "time", "code", "numeric_value", "text_value", unit, visit)
     columns = [str(column) for column in dict.fromkeys(wanted) if column in schema.names]
     strings = [c for c in columns if c in ("code", "text_value", unit) and not pa.types.is_null(schema.field(c).type)]
@@ -248,6 +243,12 @@ def read_piece(dataset: Dataset, piece: Piece, profile: DatasetProfile, visits: 
     if events is None or not _certainly_valid(events, profile.birth):
         refuse(violations_of(_rows(piece, name), name, profile.birth, piece.first_row), dataset)
         raise AssertionError(f"{name}: the quick check and the rules of MEDS disagree")
+    for key in ("visit_column", "unit_column"):
+        column = getattr(profile, key)
+        if column and column not in schema.names:
+            raise InputError(
+                f"{name}: no column {column!r}, which the profile {profile.name!r} names as {key}. Mend the profile."
+            )
     units = _unit(events.unit, events.code, profile.unit_in_code)
     return _sorted(events, _known_at(events, profile.date_only), units)
 

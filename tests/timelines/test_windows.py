@@ -118,7 +118,7 @@ def test_the_same_tokens_are_seen_in_training_and_at_prediction():
 
 def test_context_without_room_is_refused():
     timelines = store_of([(0, 4), (5, 4)])
-    with pytest.raises(InputError, match="a context length of 7 leaves no room beside a static prefix of 5 tokens"):
+    with pytest.raises(InputError, match="a context length of 7 leaves no room beside a prefix of 5 tokens"):
         Windows(timelines, 7)
     assert len(Windows(timelines, 8).history(1, 9)) == 8
 
