@@ -387,7 +387,8 @@ def test_an_export_without_finished_timelines_is_refused(run, untrained, tmp_pat
 
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
-    "perplexity", "robustness", "plan", "report", "track", "groups", "count", "fit", "encode", "gather", "show", "import",
+    "perplexity", "robustness", "plan", "report", "track", "groups", "count", "fit", "encode", "gather", "show",
+    "import",
 }  # fmt: skip
 
 

@@ -74,7 +74,8 @@ def test_one_talkative_subject_is_not_many(cohort, tmp_path):
     tokens, offsets = np.load(copy / "tokens.npy"), np.load(copy / "offsets.npy")
     subjects = np.load(copy / "subjects.npy")
     i = np.flatnonzero(subjects["split"] == "train")[0]
-    rare = int(Timelines.open(copy).vocabulary_size) - 1
+    vocabulary = pl.read_parquet(copy / "vocabulary.parquet")
+    rare = int(vocabulary.filter(pl.len().over("code") == 1)["token"].max())  # no other token of its code is common
     tokens[tokens == rare] = 7
     tokens[offsets[i] : offsets[i + 1]] = rare
     np.save(copy / "tokens.npy", tokens)
