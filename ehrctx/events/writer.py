@@ -17,7 +17,7 @@ from ehrctx.events.meds import CODES_FILE, SPLITS_FILE
 MEDS_VERSION = "0.4.1"
 EVENTS_PER_SHARD = 1_000_000
 MOST_SHARDS = 500  # as many files are open at once
-SPILLED = 2_000_000  # rows held in memory before they are dealt out
+SPILLED = 1_000_000  # rows held in memory before they are dealt out
 RANK = "_rank"  # the column that orders events of one time until they are written
 
 

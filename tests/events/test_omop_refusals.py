@@ -1,4 +1,4 @@
-"""What cannot be imported: one sentence with file and row, exit code 2, nothing left behind, nothing of a person told."""
+"""What cannot be imported: one sentence with file and row, exit code 2, nothing left behind, nobody given away."""
 
 import polars as pl
 import pytest

@@ -76,6 +76,16 @@ def test_codes_and_what_lies_above_them(tmp_path):
     assert told["MEDS_BIRTH"] == ("Birth", None)
 
 
+def test_tasks_find_what_lies_below_their_concepts(tmp_path):
+    from ehrctx.events.meds import read_codes
+    from ehrctx.events.ontology import codes_of
+
+    imported(write_cdm(tmp_path / "cdm", small_cdm()), tmp_path / "meds", codes="source")
+    used = pl.Series([row[2] for row in SMALL_MEDS if row[7] == "death"] + ["ICD10CM/I10"])
+    codes = read_codes(open_dataset(tmp_path / "meds"))
+    assert codes_of({"SNOMED": ("49601007",)}, used, codes) == {"SNOMED/59621000", "ICD10CM/I10"}
+
+
 def test_source_codes_lead_to_their_standard_ones(tmp_path):
     _, rows = imported(write_cdm(tmp_path / "cdm", small_cdm()), tmp_path / "meds", codes="source")
     (diagnosis,) = [row for row in rows if row[7] == "condition_occurrence" and row[0] == 1]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ehrctx.events.omop.read import Batch, Table, batches, integers, texts
+from ehrctx.events.omop.columns import integers, texts
+from ehrctx.events.omop.read import Batch, Table, batches
 from ehrctx.events.omop.tables import ANCESTOR, CONCEPT, RELATIONSHIP
 
 CONCEPT_COLUMNS = ("concept_id", "concept_name", "vocabulary_id", "concept_code")

@@ -1,7 +1,6 @@
-"""Finding a CDM's tables, reading them in batches of bounded size, parsing their columns; errors by file and row.
+"""Finding a CDM's tables, and reading them in batches of bounded size; errors by file and row.
 
-Every column of a CSV is read as bytes and parsed here, never inferred: what a file means does not depend on its first
-rows.
+Every column of a CSV is read as bytes, never inferred: what a file means does not depend on its first rows.
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ import pyarrow.parquet as pq
 from ehrctx.errors import InputError
 from ehrctx.events.omop.tables import REQUIRED, TABLES
 
-CSV_BLOCK = 32 * 2**20  # bytes of a CSV that make one batch
+CSV_BLOCK = 8 * 2**20  # bytes of a CSV that make one batch
 BATCH_ROWS = 250_000  # rows of a parquet file that make one batch
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-MISSING = ("", "NULL", r"\N")  # how exports of databases write that there is nothing
-DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y%m%d")
 
 
 @dataclass(frozen=True)
@@ -222,73 +219,3 @@ def batches(table: Table, required: Iterable[str], optional: Iterable[str] = ())
                 rows = frame.select(pl.col(name).alias(lower) for lower, name in chosen.items())
                 yield _decoded(Batch(file, first, rows))
                 first += rows.height
-
-
-def _text(column: pl.Series) -> pl.Series:
-    """Text without spaces around it; null where there is nothing."""
-    stripped = column.cast(pl.String).str.strip_chars()
-    return stripped.set(stripped.is_in(MISSING), None)
-
-
-def texts(batch: Batch, column: str) -> pl.Series:
-    """A column as text; nulls where the file has no such column."""
-    if column not in batch.rows.columns:
-        return pl.Series(column, [None] * batch.rows.height, pl.String)
-    return _text(batch.rows[column])
-
-
-def numbers(batch: Batch, column: str) -> pl.Series:
-    """A column as float64; nulls where the file has no such column."""
-    if column not in batch.rows.columns:
-        return pl.Series(column, [None] * batch.rows.height, pl.Float64)
-    raw = batch.rows[column]
-    raw = raw if raw.dtype.is_numeric() or raw.dtype == pl.Null else _text(raw)
-    number = raw.cast(pl.Float64, strict=False)
-    batch.refuse(
-        (raw.is_not_null() & number.is_null()) | number.is_infinite(),
-        f"{column} is not a number. Write it with a point and without unit, or leave it empty.",
-    )
-    return number.fill_nan(None)  # pandas writes NaN for nothing
-
-
-def integers(batch: Batch, column: str) -> pl.Series:
-    """A column of ids as int64 (12.0 is 12); nulls where the file has no such column."""
-    if column not in batch.rows.columns:
-        return pl.Series(column, [None] * batch.rows.height, pl.Int64)
-    raw = batch.rows[column]
-    if raw.dtype.is_float():
-        raw = raw.fill_nan(None)
-        whole = raw.set(raw != raw.floor(), None).cast(pl.Int64, strict=False)
-    elif raw.dtype.is_integer() or raw.dtype == pl.Null:
-        whole = raw.cast(pl.Int64, strict=False)
-    else:
-        raw = _text(raw)
-        whole = raw.cast(pl.Int64, strict=False)
-        if (raw.is_not_null() & whole.is_null()).any():  # pandas writes a point where other rows are missing
-            whole = raw.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-    batch.refuse(raw.is_not_null() & whole.is_null(), f"{column} is not a whole number of 64 bits. Correct it.")
-    return whole.alias(column)
-
-
-def datetimes(batch: Batch, column: str) -> pl.Series:
-    """A column as datetime[us], dates at 00:00; nulls where the file has no such column. Zones are taken off: the CDM's
-    times are local ones, and a database that knows no local times labels them UTC."""
-    us = pl.Datetime("us")
-    if column not in batch.rows.columns:
-        return pl.Series(column, [None] * batch.rows.height, us)
-    raw = batch.rows[column]
-    if isinstance(raw.dtype, pl.Datetime):
-        return raw.dt.replace_time_zone(None).cast(us)
-    if raw.dtype in (pl.Date, pl.Null):
-        return raw.cast(us)
-    text = _text(raw)
-    time = text.str.to_datetime(DATE_FORMATS[0], time_unit="us", strict=False)
-    left = text.is_not_null() & time.is_null()
-    if left.any():
-        plain = text.str.replace("T", " ", literal=True).str.replace(r"( ?UTC|Z|[+-]00(:?00)?)$", "")
-        for form in DATE_FORMATS:
-            parsed = plain.str.to_datetime(form, time_unit="us", strict=False)
-            time = time.zip_with(time.is_not_null(), parsed)
-        left = text.is_not_null() & time.is_null()
-    batch.refuse(left, f"{column} is not a date or a date-time. Write it as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.")
-    return time.alias(column)

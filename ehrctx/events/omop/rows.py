@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.omop.columns import datetimes, integers, numbers, texts
 from ehrctx.events.omop.concepts import Concepts
 from ehrctx.events.omop.people import BIRTH_COLUMNS, TRAIT_COLUMNS, People, births_of
-from ehrctx.events.omop.read import Batch, datetimes, integers, numbers, texts
+from ehrctx.events.omop.read import Batch
 from ehrctx.events.omop.tables import OPERATORS, RANK, TRAITS, EventTable, Kind
 
 SCHEMA: dict[str, Any] = {
@@ -29,7 +30,7 @@ SCHEMA: dict[str, Any] = {
 }
 BIRTH, DEATH, END = "MEDS_BIRTH", "MEDS_DEATH", "//END"
 UNMAPPED = "UNMAPPED"
-EARLIEST = "30d"  # before birth: what is earlier belongs to somebody else, the mother say
+EARLIEST = "30d"  # before birth, as in the study; what is earlier is an error of one of the two dates
 LARGEST = float(np.finfo(np.float32).max)
 COMPARATOR = r"^(<=|>=|<|>|≤|≥)"
 VALUE_COLUMNS = (
@@ -40,9 +41,9 @@ VALUE_COLUMNS = (
 
 @dataclass
 class Used:
-    """What the events refer to, for metadata/codes.parquet; and what was counted of one table after another."""
+    """What the codes of the events stand for, as metadata/codes.parquet has to say."""
 
-    concepts: set[tuple[str, int]] = field(default_factory=set)  # prefix, concept_id
+    concepts: set[tuple[str, int]] = field(default_factory=set)  # prefix of the code, concept_id
     ends: set[tuple[str, int]] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     care_sites: set[int] = field(default_factory=set)
@@ -85,8 +86,11 @@ def _time(batch: Batch, stem: str, required: bool) -> pl.Series:
         raise InputError(
             f"{batch.file}: the columns {forms[0]!r} and {forms[1]!r} are missing. Export the table with one of them."
         )
-    exact, day = (datetimes(batch, form) for form in forms)
-    return exact.zip_with(exact.is_not_null(), day)
+    exact = datetimes(batch, forms[0])
+    if forms[1] not in batch.rows.columns:
+        return exact
+    needed = batch.rows.select(pl.when(exact.is_null()).then(forms[1]).alias(forms[1]))
+    return exact.zip_with(exact.is_not_null(), datetimes(Batch(batch.file, batch.first, needed), forms[1]))
 
 
 def _ids(batch: Batch, column: str) -> pl.Series:
