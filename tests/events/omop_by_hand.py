@@ -182,10 +182,10 @@ def _written(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def write_csv(file: Path, rows: list[dict[str, object]], upper: bool = False) -> None:
+def write_csv(file: Path, rows: list[dict[str, object]], upper: bool = False, separator: str = ",") -> None:
     opened: Callable = gzip.open if file.suffix == ".gz" else open
     with opened(file, "wt", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
+        writer = csv.writer(stream, delimiter=separator)
         writer.writerow([name.upper() if upper else name for name in rows[0]])
         writer.writerows([_written(value) for value in row.values()] for row in rows)
 
@@ -202,18 +202,22 @@ def write_parquet(file: Path, rows: list[dict[str, object]], upper: bool = False
 
 
 def write_cdm(folder: Path, tables: Tables, form: str = "csv") -> Path:
-    """`form`: csv, CSV (upper case), parquet, PARQUET, gz, or parts (folders, one file for each row)."""
+    """`form`: csv, CSV (upper case), semicolons, parquet, PARQUET, gz, or folders with one file for each row: parts,
+    and spark, which names them as files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        if form == "parts":
-            (folder / name).mkdir()
+        if form in ("parts", "spark"):
+            parts = folder / (name if form == "parts" else f"{name}.csv")
+            parts.mkdir()
+            (parts / "_SUCCESS").touch()
             for part, row in enumerate(rows):
-                write_csv(folder / name / f"{part:03d}.csv", [row])
+                write_csv(parts / f"{part:03d}.csv", [row])
         elif form.lower() == "parquet":
             write_parquet(folder / f"{name.upper() if form == 'PARQUET' else name}.parquet", rows, form == "PARQUET")
         else:
             suffix = "csv.gz" if form == "gz" else "csv"
-            write_csv(folder / f"{name.upper() if form == 'CSV' else name}.{suffix}", rows, upper=form == "CSV")
+            file = folder / f"{name.upper() if form == 'CSV' else name}.{suffix}"
+            write_csv(file, rows, upper=form == "CSV", separator=";" if form == "semicolons" else ",")
     return folder
 
 
@@ -328,7 +332,8 @@ def slow_import(folder: Path, source_first: bool = False) -> list[tuple]:
                 if number is None:
                     text = concept or string or source
                 else:
-                    sign = next((s for s in ("<=", ">=", "<", ">") if (source or "").startswith(s)), None)
+                    begun = (source or "").replace("≤", "<=").replace("≥", ">=")
+                    sign = next((s for s in ("<=", ">=", "<", ">") if begun.startswith(s)), None)
                     words = [s for s in (string, source) if s and not any(c.isdigit() for c in s)]
                     text = SIGNS.get(row.get("operator_concept_id", "")) or sign or concept or next(iter(words), None)
                     unit = concepts.get(row.get("unit_concept_id", ""), {}).get("concept_code") or row.get(

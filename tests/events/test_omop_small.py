@@ -27,7 +27,7 @@ def imported(folder, out, **options):
     return import_omop(folder, out, OmopOptions(**options), SPLITS), rows_of(out)
 
 
-@pytest.mark.parametrize("form", ["csv", "CSV", "parquet", "PARQUET", "gz", "parts"])
+@pytest.mark.parametrize("form", ["csv", "CSV", "semicolons", "parquet", "PARQUET", "gz", "parts", "spark"])
 @pytest.mark.parametrize("version", [as_5_3, as_5_4])
 def test_the_rows_are_those_written_by_hand(tmp_path, form, version):
     facts, rows = imported(write_cdm(tmp_path / "cdm", version(small_cdm()), form), tmp_path / "meds")
@@ -176,6 +176,22 @@ def test_the_shipped_profile_reads_it(tmp_path, repository):
     }
     first = events.filter(pl.col("subject_id") == 2).drop_nulls("time")["code"][0]
     assert first == "MEDS_BIRTH"
+
+
+def test_who_has_no_event_is_no_subject(tmp_path):
+    """Of the third person, PERSON says nothing that is used, and the only row has no code."""
+    tables = small_cdm()
+    tables["person"][2] |= dict.fromkeys(set(tables["person"][2]) - {"person_id"})
+    for name in ("visit_occurrence", "observation"):
+        tables[name] = [row for row in tables[name] if row["person_id"] != 3]
+    tables["observation"] = [{"person_id": 3, "observation_concept_id": 0, "observation_date": "2020-01-01"}]
+    facts, rows = imported(write_cdm(tmp_path / "cdm", tables), tmp_path / "meds")
+    assert facts["tables"]["observation"] == {"rows": 1, "events": 0, "left_out": {"no_code": 1}}
+    assert facts["tables"]["person"]["without_birth"] == 1
+    assert rows == [row for row in SMALL_MEDS if row[0] != 3]
+    assert facts["subjects"] == 2
+    splits = pl.read_parquet(tmp_path / "meds/metadata/subject_splits.parquet")
+    assert splits["subject_id"].to_list() == [1, 2]
 
 
 def test_the_split_is_a_hash_of_the_subject(tmp_path, capsys):

@@ -131,7 +131,7 @@ def describe(tables: Mapping[str, Table], ids: np.ndarray) -> pl.DataFrame:
         .agg(parent_codes=pl.col("parent_code").unique().sort())
     )
     return (
-        named.group_by("code")
+        named.group_by("code", maintain_order=True)
         .agg(pl.col("description").first())
         .join(above, on="code", how="left")
         .select("code", "description", "parent_codes")

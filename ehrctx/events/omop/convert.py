@@ -160,6 +160,6 @@ def import_omop(folder: Path, out: Path, options: OmopOptions, splits: HashSplit
         facts["splits"] = {name: shares.get(name, 0) for name in SPLITS}
     empty = [name for name, n in facts["splits"].items() if not n]
     if empty:
-        said = f"warning: {len(subjects):,} subjects are so few that the split {', '.join(empty)} is empty."
+        said = f"warning: the subjects are so few that the split {', '.join(empty)} is empty."
         print(f"{said} Give other shares or another seed (--splits), or set the study key `splits`.", file=sys.stderr)
     return facts

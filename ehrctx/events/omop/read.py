@@ -23,6 +23,7 @@ from ehrctx.events.omop.tables import REQUIRED, TABLES
 
 CSV_BLOCK = 8 * 2**20  # bytes of a CSV that make one batch
 BATCH_ROWS = 250_000  # rows of a parquet file that make one batch
+SEPARATORS = ",\t;|"
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
@@ -52,9 +53,8 @@ class Batch:
 def _stem(path: Path) -> str | None:
     """The table's name in lower case, of a file with a known suffix or a folder."""
     name = path.name.lower()
-    if path.is_dir():
-        return name
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), None)
+    bare = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return bare or (name if path.is_dir() else None)  # Spark calls folders measurement.parquet
 
 
 def find_tables(folder: Path) -> dict[str, Table]:
@@ -92,13 +92,13 @@ def _open_text(file: Path) -> TextIO:
 
 
 def _header(file: Path) -> tuple[list[str], str]:
-    """A CSV's column names and its separator: a tab, as Athena writes, if its first line has one and no comma."""
+    """A CSV's column names and its separator."""
     try:
         with _open_text(file) as stream:
             line = stream.readline()
     except (OSError, EOFError):
         raise InputError(f"{file} cannot be read: it is damaged or cut off. Copy it again.") from None
-    separator = "\t" if "\t" in line and "," not in line else ","
+    separator = max(SEPARATORS, key=line.count)
     return next(csv.reader([line], delimiter=separator), []), separator
 
 

@@ -59,12 +59,13 @@ class Importer:
     before_birth: Literal["refuse", "drop"]
     used: Used
 
-    def frame(self, rows: pl.DataFrame, table: str) -> pl.DataFrame:
-        """`rows` with all columns of SCHEMA, in its order; nulls where they have none."""
-        filled = {name: pl.lit(None, dtype) for name, dtype in SCHEMA.items() if name not in rows.columns}
-        return rows.with_columns(**(filled | {"table": pl.lit(table)})).select(
-            pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()
-        )
+
+def _meds(rows: pl.DataFrame, table: str) -> pl.DataFrame:
+    """`rows` of one table with all columns of SCHEMA, in its order; nulls where they have none."""
+    filled = {name: pl.lit(None, dtype) for name, dtype in SCHEMA.items() if name not in rows.columns}
+    return rows.with_columns(**(filled | {"table": pl.lit(table)})).select(
+        pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()
+    )
 
 
 def required_columns(table: EventTable) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ def required_columns(table: EventTable) -> tuple[str, ...]:
 def optional_columns(table: EventTable) -> tuple[str, ...]:
     times = [f"{stem}_{form}" for stem in (table.start, table.end) if stem for form in ("datetime", "date")]
     values = VALUE_COLUMNS if table.valued else ()
-    more = ("care_site_id",) if table.name == "visit_detail" else ()
+    more = ("care_site_id",) if table.placed else ()
     return (table.concept, table.source_concept, table.source_value, "visit_occurrence_id", *times, *values, *more)
 
 
@@ -212,57 +213,74 @@ def _checked(importer: Importer, batch: Batch, table: EventTable, counts: Counte
     return rows.select("subject_id", "at", "keep", time=time, end=pl.when(pl.col("end").is_not_null()).then(ended))
 
 
-def _remember(used: set[tuple[str, int]], prefix: str, ids: pl.Series) -> None:
-    used.update((prefix, concept) for concept in ids.drop_nulls().unique().to_list())
+def _remember(importer: Importer, coded: pl.DataFrame, prefix: str) -> None:
+    """Notes what the codes of these rows stand for."""
+    used = coded["concept_id"].drop_nulls().unique().to_list()
+    importer.used.concepts.update((prefix, concept) for concept in used)
+    importer.used.others.update(coded.filter("unmapped")["code"].unique())
 
 
-def events_of(
-    importer: Importer, table: EventTable, batch: Batch, counts: Counter[str]
-) -> list[tuple[pl.DataFrame, int]]:
-    """Frames of MEDS rows (columns of SCHEMA), each with its rank within one time; `counts` is added to."""
-    counts["rows"] += batch.rows.height
+def _read(importer: Importer, table: EventTable, batch: Batch, counts: Counter[str]) -> pl.DataFrame:
+    """The rows that are kept: subject_id, at (position in PERSON), time, end, concept_id, code (null where there is
+    none), source_code, unmapped, visit_id; numeric_value, text_value, unit; care_site."""
     checked = _checked(importer, batch, table, counts)
     if table.kind is Kind.VISIT:  # a visit's source value often is its own number: never a code
         unmapped, value = pl.lit(f"{table.prefix}{UNMAPPED}/{table.name}"), ""
     else:
         unmapped, value = pl.lit(f"{UNMAPPED}/{table.name}/") + pl.col("value"), table.source_value
     codes = _codes(importer, batch, (table.concept, table.source_concept, value), unmapped, table.prefix)
-    columns = [checked, codes, pl.DataFrame({"visit_id": _ids(batch, "visit_occurrence_id")})]
-    if table.valued:
-        columns.append(_values(importer, batch, counts))
-    rows = pl.concat(columns, how="horizontal")
-    if table.name == "visit_detail":
-        rows = rows.with_columns(care_site=_ids(batch, "care_site_id"))
-    rows = rows.filter("keep")
-    coded = rows.filter(pl.col("code").is_not_null())
+    values = [_values(importer, batch, counts)] if table.valued else []
+    places = {"visit_id": _ids(batch, "visit_occurrence_id"), "care_site": _ids(batch, "care_site_id")}
+    rows = pl.concat([checked, codes, *values, pl.DataFrame(places)], how="horizontal").filter("keep")
     counts["unknown_concept"] += int(rows["unknown"].sum())
-    counts["unmapped"] += int(coded["unmapped"].sum())
-    _remember(importer.used.concepts, table.prefix, coded["concept_id"])
-    importer.used.others.update(coded.filter("unmapped")["code"].unique())
+    return rows
 
+
+def _ends(importer: Importer, table: EventTable, coded: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """One event at the end of each visit that has one."""
+    ended = coded.filter(pl.col("end").is_not_null())
+    importer.used.ends.update((table.prefix, concept) for concept in ended["concept_id"].drop_nulls().unique())
+    importer.used.others.update(ended.filter("unmapped")["code"].unique() + END)
+    ends = ended.select("at", "subject_id", "visit_id", time="end", code=pl.col("code") + END)
+    return ends, RANK[f"{table.name}{END}"]
+
+
+def _care_sites(importer: Importer, rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """One event for each part of a visit whose care site is told."""
+    placed = rows.filter(pl.col("care_site").is_not_null())
+    importer.used.care_sites.update(placed["care_site"].unique())
+    code = pl.format("CARE_SITE/{}", "care_site")
+    return placed.select("at", "subject_id", "time", "visit_id", code=code), RANK["care_site"]
+
+
+def _deaths(importer: Importer, rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    if rows.height:
+        importer.used.others.add(DEATH)
+    return rows.select("at", "subject_id", "time", code=pl.lit(DEATH)), RANK["death"]
+
+
+def events_of(
+    importer: Importer, table: EventTable, batch: Batch, counts: Counter[str]
+) -> list[tuple[pl.DataFrame, int]]:
+    """Frames of MEDS rows (columns of SCHEMA), each with its rank within one time; `counts` is added to."""
+    rows = _read(importer, table, batch, counts)
+    coded = rows.filter(pl.col("code").is_not_null())
+    _remember(importer, coded, table.prefix)
     if table.kind is Kind.DEATH:
-        deaths = rows.select("subject_id", "time", code=pl.lit(DEATH))
-        found = [(coded, RANK["cause"]), (deaths, RANK["death"])]
-        if deaths.height:
-            importer.used.others.add(DEATH)
+        found = [(coded, RANK["cause"]), _deaths(importer, rows)]
     else:
-        counts["left_out.no_code"] += rows.height - coded.height
         found = [(coded, RANK[table.name])]
+        counts["left_out.no_code"] += rows.height - coded.height
     if table.kind is Kind.VISIT:
-        ended = coded.filter(pl.col("end").is_not_null())
-        ends = ended.select("subject_id", "visit_id", time="end", code=pl.col("code") + END)
-        _remember(importer.used.ends, table.prefix, ended["concept_id"])
-        importer.used.others.update(ended.filter("unmapped")["code"].unique() + END)
-        found.append((ends, RANK[f"{table.name}{END}"]))
-    if table.name == "visit_detail":
-        placed = rows.filter(pl.col("care_site").is_not_null())
-        importer.used.care_sites.update(placed["care_site"].unique())
-        sites = placed.select("subject_id", "time", "visit_id", code=pl.format("CARE_SITE/{}", "care_site"))
-        found.append((sites, RANK["care_site"]))
-    importer.people.seen[rows["at"].to_numpy()] = True
-    frames = [(importer.frame(frame, table.name), rank) for frame, rank in found if frame.height]
-    counts["events"] += sum(frame.height for frame, _ in frames)
-    return frames
+        found.append(_ends(importer, table, coded))
+    if table.placed:
+        found.append(_care_sites(importer, rows))
+    counts["rows"] += batch.rows.height
+    counts["unmapped"] += int(coded["unmapped"].sum())
+    counts["events"] += sum(frame.height for frame, _ in found)
+    for frame, _ in found:
+        importer.people.seen[frame["at"].to_numpy()] = True
+    return [(_meds(frame, table.name), rank) for frame, rank in found if frame.height]
 
 
 def person_columns() -> tuple[str, ...]:
@@ -282,8 +300,7 @@ def person_events(importer: Importer, batch: Batch, counts: Counter[str]) -> lis
         counts[f"without_{trait}"] += int(rows["code"].is_null().sum())
         coded = rows.filter(pl.col("code").is_not_null())
         counts["unmapped"] += int(coded["unmapped"].sum())
-        _remember(importer.used.concepts, "", coded["concept_id"])
-        importer.used.others.update(coded.filter("unmapped")["code"].unique())
+        _remember(importer, coded, "")
         found.append(coded)
     births = pl.DataFrame({"subject_id": person, "time": births_of(batch)}).drop_nulls("time")
     counts["without_birth"] += len(person) - births.height
@@ -292,6 +309,6 @@ def person_events(importer: Importer, batch: Batch, counts: Counter[str]) -> lis
     found.append(births.with_columns(code=pl.lit(BIRTH)))
     for rows in found:
         importer.people.seen[importer.people.index.positions(rows["subject_id"]).to_numpy()] = True
-    frames = [(importer.frame(rows, "person"), RANK["birth"]) for rows in found if rows.height]
+    frames = [(_meds(rows, "person"), RANK["birth"]) for rows in found if rows.height]
     counts["events"] += sum(frame.height for frame, _ in frames)
     return frames

@@ -20,7 +20,7 @@ class EventTable:
 
     `stem` begins the names of its concept columns (`<stem>_concept_id`, `<stem>_source_concept_id`,
     `<stem>_source_value`), `start` and `end` those of its times (`<start>_datetime`, `<start>_date`). `prefix` leads
-    its codes. `valued`: it has value_as_number and the like.
+    its codes. `valued`: it has value_as_number and the like. `placed`: its care sites are events.
     """
 
     name: str
@@ -30,6 +30,7 @@ class EventTable:
     kind: Kind = Kind.EVENT
     prefix: str = ""
     valued: bool = False
+    placed: bool = False
 
     @property
     def concept(self) -> str:
@@ -52,7 +53,15 @@ class EventTable:
 # In the order of their events within one time. What was found comes before what was done about it.
 EVENT_TABLES = (
     EventTable("visit_occurrence", "visit", "visit_start", "visit_end", Kind.VISIT),
-    EventTable("visit_detail", "visit_detail", "visit_detail_start", "visit_detail_end", Kind.VISIT, "VISIT_DETAIL//"),
+    EventTable(
+        "visit_detail",
+        "visit_detail",
+        "visit_detail_start",
+        "visit_detail_end",
+        Kind.VISIT,
+        "VISIT_DETAIL//",
+        placed=True,
+    ),
     EventTable("observation", "observation", "observation", valued=True),
     EventTable("condition_occurrence", "condition", "condition_start", "condition_end"),
     EventTable("measurement", "measurement", "measurement", valued=True),
