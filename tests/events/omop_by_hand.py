@@ -185,7 +185,9 @@ def _written(value: object) -> str:
 def write_csv(file: Path, rows: list[dict[str, object]], upper: bool = False, separator: str = ",") -> None:
     opened: Callable = gzip.open if file.suffix == ".gz" else open
     with opened(file, "wt", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, delimiter=separator)
+        writer = csv.writer(
+            stream, delimiter=separator, quoting=csv.QUOTE_ALL if separator == "\t" else csv.QUOTE_MINIMAL
+        )
         writer.writerow([name.upper() if upper else name for name in rows[0]])
         writer.writerows([_written(value) for value in row.values()] for row in rows)
 
@@ -202,8 +204,8 @@ def write_parquet(file: Path, rows: list[dict[str, object]], upper: bool = False
 
 
 def write_cdm(folder: Path, tables: Tables, form: str = "csv") -> Path:
-    """`form`: csv, CSV (upper case), semicolons, parquet, PARQUET, gz, or folders with one file for each row: parts,
-    and spark, which names them as files."""
+    """`form`: csv, CSV (upper case), semicolons, tabs (all quoted), parquet, PARQUET, gz, or folders with one file for
+    each row: parts, and spark, which names them as files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         if form in ("parts", "spark"):
@@ -217,7 +219,12 @@ def write_cdm(folder: Path, tables: Tables, form: str = "csv") -> Path:
         else:
             suffix = "csv.gz" if form == "gz" else "csv"
             file = folder / f"{name.upper() if form == 'CSV' else name}.{suffix}"
-            write_csv(file, rows, upper=form == "CSV", separator=";" if form == "semicolons" else ",")
+            write_csv(
+                file,
+                rows,
+                upper=form == "CSV",
+                separator=";" if form == "semicolons" else "\t" if form == "tabs" else ",",
+            )
     return folder
 
 

@@ -27,7 +27,7 @@ def imported(folder, out, **options):
     return import_omop(folder, out, OmopOptions(**options), SPLITS), rows_of(out)
 
 
-@pytest.mark.parametrize("form", ["csv", "CSV", "semicolons", "parquet", "PARQUET", "gz", "parts", "spark"])
+@pytest.mark.parametrize("form", ["csv", "CSV", "semicolons", "tabs", "parquet", "PARQUET", "gz", "parts", "spark"])
 @pytest.mark.parametrize("version", [as_5_3, as_5_4])
 def test_the_rows_are_those_written_by_hand(tmp_path, form, version):
     facts, rows = imported(write_cdm(tmp_path / "cdm", version(small_cdm()), form), tmp_path / "meds")

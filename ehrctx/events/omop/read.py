@@ -36,6 +36,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Header:
+    """A CSV's column names, and how its fields are parted and quoted."""
+
+    names: list[str]
+    separator: str
+    quoted: bool
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows of one file; the first of them is data row `first` of the file, counted from 1."""
 
@@ -91,24 +100,26 @@ def _open_text(file: Path) -> TextIO:
     return opened(file, "rt", encoding="utf-8-sig", errors="replace", newline="")
 
 
-def _header(file: Path) -> tuple[list[str], str]:
-    """A CSV's column names and its separator."""
+def _header(file: Path) -> Header:
+    """How a CSV is written, by its first line."""
     try:
         with _open_text(file) as stream:
             line = stream.readline()
     except (OSError, EOFError):
         raise InputError(f"{file} cannot be read: it is damaged or cut off. Copy it again.") from None
     separator = max(SEPARATORS, key=line.count)
-    return next(csv.reader([line], delimiter=separator), []), separator
+    # Athena separates by tabs and quotes nothing; who quotes quotes the names as well
+    quoted = separator != "\t" or '"' in line
+    return Header(next(csv.reader([line], delimiter=separator), []), separator, quoted)
 
 
-def _ragged(file: Path, separator: str, width: int) -> int:
-    """The data row that has not `width` fields; only looked for once it is known that there is one."""
+def _ragged(file: Path, header: Header) -> int:
+    """The data row that has not as many fields as the header; only looked for once it is known that there is one."""
     csv.field_size_limit(2**31 - 1)
     with _open_text(file) as stream:
-        quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        rows = (row for row in csv.reader(stream, delimiter=separator, quoting=quoting) if row)
-        return next((n for n, row in enumerate(rows) if len(row) != width), 0)
+        quoting: Any = csv.QUOTE_MINIMAL if header.quoted else csv.QUOTE_NONE
+        rows = (row for row in csv.reader(stream, delimiter=header.separator, quoting=quoting) if row)
+        return next((n for n, row in enumerate(rows) if len(row) != len(header.names)), 0)
 
 
 def _chosen(file: Path, names: list[str], required: Iterable[str], optional: Iterable[str]) -> dict[str, str]:
@@ -151,7 +162,7 @@ def _is_broken(value: bytes | None) -> bool:
     return False
 
 
-def _csv_frames(file: Path, chosen: dict[str, str], separator: str, width: int) -> Iterator[pl.DataFrame]:
+def _csv_frames(file: Path, chosen: dict[str, str], header: Header) -> Iterator[pl.DataFrame]:
     widths: list[int] = []
 
     def on_ragged(row: pa_csv.InvalidRow) -> str:
@@ -159,9 +170,9 @@ def _csv_frames(file: Path, chosen: dict[str, str], separator: str, width: int) 
         return "error"  # what a handler raises is lost
 
     parse = pa_csv.ParseOptions(
-        delimiter=separator,
-        quote_char=False if separator == "\t" else '"',  # Athena quotes nothing
-        newlines_in_values=separator != "\t",
+        delimiter=header.separator,
+        quote_char='"' if header.quoted else False,
+        newlines_in_values=header.quoted,
         invalid_row_handler=on_ragged,
     )
     convert = pa_csv.ConvertOptions(
@@ -177,8 +188,8 @@ def _csv_frames(file: Path, chosen: dict[str, str], separator: str, width: int) 
         if not widths:
             raise
         raise InputError(
-            f"{file}, row {_ragged(file, separator, width):,}: it has {widths[0]} fields where the header has {width}. "
-            f"Write as many fields in every row, and put those that hold a comma in quotes."
+            f"{file}, row {_ragged(file, header):,}: it has {widths[0]} fields where the header has "
+            f"{len(header.names)}. Write as many fields in every row, and put those that hold a comma in quotes."
         ) from None
 
 
@@ -211,9 +222,9 @@ def batches(table: Table, required: Iterable[str], optional: Iterable[str] = ())
                 chosen = _chosen(file, parquet.schema_arrow.names, required, optional)
                 frames = _parquet_frames(parquet, chosen)
             else:
-                names, separator = _header(file)
-                chosen = _chosen(file, names, required, optional)
-                frames = _csv_frames(file, chosen, separator, len(names))
+                header = _header(file)
+                chosen = _chosen(file, header.names, required, optional)
+                frames = _csv_frames(file, chosen, header)
             first = 1
             for frame in frames:
                 rows = frame.select(pl.col(name).alias(lower) for lower, name in chosen.items())
