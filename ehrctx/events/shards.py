@@ -193,11 +193,12 @@ def _in_file_order(table: pa.Table, unit: str | None, visit: str | None) -> Even
     )
 
 
-def _known_at(events: Events, date_only: tuple[str, ...]) -> np.ndarray:
-    """The time when each event is known; int64[n]."""
-    if not date_only:
+def _known_at(events: Events, profile: DatasetProfile) -> np.ndarray:
+    """The time when each event is known; int64[n]. Births stay, so that nothing of the first day precedes them."""
+    if not profile.date_only:
         return events.time
-    moved = events.code.matching(date_only) & (events.time % DAY == 0) & (events.time != STATIC)
+    is_birth = events.code.flagged((events.code.names == profile.birth).to_numpy())
+    moved = events.code.matching(profile.date_only) & ~is_birth & (events.time % DAY == 0) & (events.time != STATIC)
     return np.where(moved, events.time + TO_THE_DAYS_END, events.time)
 
 
@@ -250,7 +251,7 @@ def read_piece(dataset: Dataset, piece: Piece, profile: DatasetProfile, visits: 
                 f"{name}: no column {column!r}, which the profile {profile.name!r} names as {key}. Mend the profile."
             )
     units = _unit(events.unit, events.code, profile.unit_in_code)
-    return _sorted(events, _known_at(events, profile.date_only), units)
+    return _sorted(events, _known_at(events, profile), units)
 
 
 def _rows(piece: Piece, name: str) -> pl.DataFrame:
