@@ -27,3 +27,21 @@ def ehrshot(
     from ehrctx.tasks.ehrshot import import_ehrshot
 
     print_facts(import_ehrshot(source, out, concepts))
+
+
+@imports.command()
+def femr(
+    source: Annotated[Path, typer.Argument(help="folder of a meds_reader database, or an extract of femr 0.1")],
+    out: Out,
+    environment: Annotated[
+        Path | None,
+        typer.Option(
+            help="where what reads an extract of femr 0.1 is installed; results/environments/femr01 if left out"
+        ),
+    ] = None,
+) -> None:
+    """Write what femr keeps as a MEDS data set: a database of femr 0.2, or an extract of femr 0.1."""
+    from ehrctx.events.femr import import_femr
+    from ehrctx.events.femr01 import ENVIRONMENT
+
+    print_facts(import_femr(source, out, environment or ENVIRONMENT))

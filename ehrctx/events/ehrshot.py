@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from ehrctx.errors import InputError
-from ehrctx.events.event_rows import DISCHARGE, discharges, refuse_row, to_events, typed_rows
+from ehrctx.events.event_rows import OURS, discharges, refuse_row, to_events, typed_rows
 from ehrctx.events.meds import SPLITS_FILE
 from ehrctx.events.ontology import described
 from ehrctx.events.splits import hash_splits
@@ -36,7 +36,6 @@ BLOCK = 32 * 2**20  # bytes of the file that are parsed at a time, some 400,000 
 BYTES_PER_ROW = 77  # 3.2 GB hold 41.66 million rows; it only sets the number of shards
 SPLITS = {"train": "train", "val": "tuning", "test": "held_out"}
 THIRDS = HashSplits(hash=(1 / 3, 1 / 3, 1 / 3))  # as the release's own: 2,295, 2,232 and 2,212 patients
-DESCRIPTIONS = {DISCHARGE: "End of an inpatient visit"}
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def write_events(release: Release, folder: Path, concepts: Path | None) -> tuple
     with sharded(folder, shards_for(size // BYTES_PER_ROW)) as writer:
         facts, subjects, used = _write_rows(release.events, writer)
     splits, forgotten = _complete(table, subjects)
-    codes = described(pl.Series("code", sorted(used), pl.String), concepts, DESCRIPTIONS)
+    codes = described(pl.Series("code", sorted(used), pl.String), concepts, OURS)
     facts |= {
         "subjects": len(subjects),
         "codes": len(used),

@@ -8,6 +8,7 @@ tasks need of it is an event of its own: the end of a hospital visit, at its tim
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import polars as pl
 from ehrctx.errors import InputError
 
 ADMISSION, DISCHARGE = "Visit/IP", "Visit/IP//END"
+OURS = {DISCHARGE: "End of an inpatient visit"}  # descriptions of the codes that are added here
 EVENTS: dict[str, Any] = {
     "subject_id": pl.Int64,
     "time": pl.Datetime("us"),
@@ -51,7 +53,7 @@ def _times(text: pl.Series, file: Path, first_row: int) -> pl.Series:
     return time
 
 
-def _whole_numbers(text: pl.Series, file: Path, first_row: int) -> pl.Series:
+def whole_numbers(text: pl.Series, file: Path, first_row: int) -> pl.Series:
     """int64 of texts, which pandas wrote as 31251999.0 where a column has gaps."""
     number = text.str.strip_suffix(".0").cast(pl.Int64, strict=False)
     refuse_row(file, first_row, text.is_not_null() & number.is_null(), NO_NUMBER.format(text.name))
@@ -67,15 +69,15 @@ def typed_rows(rows: pl.DataFrame, file: Path, first_row: int) -> pl.DataFrame:
     refuse_row(file, first_row, rows["patient_id"].is_null(), "patient_id is empty. Fill it, or leave the row out.")
     number = rows["value"].cast(pl.Float64, strict=False)
     return rows.with_columns(
-        *(_whole_numbers(rows[name], file, first_row) for name in ("patient_id", "visit_id")),
+        *(whole_numbers(rows[name], file, first_row) for name in ("patient_id", "visit_id")),
         *(_times(rows[name], file, first_row) for name in ("start", "end")),
         number=number,
         text=pl.select(pl.when(number.is_null()).then(rows["value"])).to_series(),
     ).drop("value")
 
 
-def to_events(rows: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
-    """The events (EVENTS) of typed rows, in their order. What is left out is counted by reason.
+def to_events(rows: pl.DataFrame, left_out: Counter[str], also: Sequence[str] = ()) -> pl.DataFrame:
+    """The events (EVENTS, and the columns `also`) of typed rows, in their order. What is left out is counted by reason.
 
     A number that is not finite, or is too large for float32, is no value that a model or a task can use: its event
     stays, without a value.
@@ -90,6 +92,7 @@ def to_events(rows: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
     undefined = int((~finite).sum())
     left_out.update({"values that are not finite": undefined} if undefined else {})
     return rows.select(
+        *also,
         subject_id="patient_id",
         time="start",
         code="code",
@@ -99,23 +102,20 @@ def to_events(rows: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
         visit_id="visit_id",
         table="omop_table",
         end="end",
-    ).cast(EVENTS)  # type: ignore[arg-type]
+    ).select(*(pl.col(name).cast(dtype) for name, dtype in EVENTS.items()), *also)
 
 
 def discharges(events: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
-    """One event `Visit/IP//END` at the end of each `Visit/IP` that has one; ends before their start are counted."""
-    visits = events.filter((pl.col("code") == ADMISSION) & pl.col("end").is_not_null())
+    """One event `Visit/IP//END` at the end of each `Visit/IP` that has one; ends before their start are counted.
+
+    Only rows of OMOP's table of visits count, where the table is told, as for femr: another row with the same code is
+    a part of a visit.
+    """
+    is_visit = (pl.col("code") == ADMISSION) & (pl.col("table") == "visit_occurrence").fill_null(True)
+    visits = events.filter(is_visit & pl.col("end").is_not_null())
     ended = visits.filter(pl.col("end") >= pl.col("time"))
     if ended.height < visits.height:
         left_out["ends of visits before their start"] += visits.height - ended.height
-    return ended.select(
-        "subject_id",
-        time="end",
-        code=pl.lit(DISCHARGE),
-        numeric_value=pl.lit(None),
-        text_value=pl.lit(None),
-        unit=pl.lit(None),
-        visit_id="visit_id",
-        table="table",
-        end=pl.lit(None),
-    ).cast(EVENTS)  # type: ignore[arg-type]
+    kept = {name: pl.col(name) for name in ("subject_id", "visit_id", "table")}
+    columns = kept | {"time": pl.col("end"), "code": pl.lit(DISCHARGE)}
+    return ended.select(columns.get(name, pl.lit(None)).cast(t).alias(name) for name, t in events.schema.items())
