@@ -173,7 +173,8 @@ def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.Dat
 
     Columns: subject_id int64, time datetime[us] (null = static), code, numeric_value float32, text_value, unit, visit
     int64 or string (null where the profile names none), event uint32 (position within the subject). Events of
-    `profile.date_only` codes that are stamped 00:00:00 are moved to 23:59:00 of their day, when they are known.
+    `profile.date_only` codes that are stamped 00:00:00 are moved to 23:59:00 of their day, when they are known; births
+    stay, so that nothing of the first day precedes them.
 
     Raises InputError, with file and row, at the first rule of MEDS that the shard breaks.
     """
@@ -188,7 +189,8 @@ def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.Dat
     numeric = pl.col("numeric_value") if "numeric_value" in raw.columns else pl.lit(None)
     text = pl.col("text_value") if "text_value" in raw.columns else pl.lit(None)
     time, code = pl.col("time").cast(pl.Datetime("us")), pl.col("code").cast(pl.String)
-    midnight = matches(pl.col("code"), profile.date_only) & (pl.col("time") == pl.col("time").dt.truncate("1d"))
+    moves = matches(pl.col("code"), profile.date_only) & (pl.col("code") != profile.birth)
+    midnight = moves & (pl.col("time") == pl.col("time").dt.truncate("1d"))
     return (
         raw.with_columns(time=time, code=code)
         .select(
