@@ -31,6 +31,7 @@ OPTIONAL = ("end", "unit", "visit_id", "omop_table")
 EVENT_FILES = ("ehrshot.csv", "ehrshot.csv.gz")
 SPLIT_FILES = ("person_id_map.csv",)
 LABEL_FILE = "labeled_patients.csv"
+SEVERAL_FINDINGS = "chexpert"  # its labels are 14 findings in one number, and Context Clues leaves it out
 DEPTH = 4  # people unpack EHRSHOT_ASSETS/ into EHRSHOT_ASSETS/, and look from above
 BLOCK = 32 * 2**20  # bytes of the file that are parsed at a time, some 400,000 rows
 BYTES_PER_ROW = 77  # 3.2 GB hold 41.66 million rows; it only sets the number of shards
@@ -40,11 +41,15 @@ THIRDS = HashSplits(hash=(1 / 3, 1 / 3, 1 / 3))  # as the release's own: 2,295, 
 
 @dataclass(frozen=True)
 class Release:
-    """The files of an unpacked CSV release; `benchmark` is the folder of the tasks, if it is there."""
+    """The files of an unpacked CSV release; those of labels by task, without CheXpert's."""
 
     events: Path
     splits: Path
-    benchmark: Path | None
+    labels: dict[str, Path]
+
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [self.events, self.splits, *self.labels.values()]
 
 
 def _below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
@@ -63,10 +68,13 @@ def _one(found: Iterable[Path], folder: Path, what: str) -> Path | None:
     return several[0] if several else None
 
 
-def _benchmark(paths: Iterable[Path], folder: Path) -> Path | None:
-    roots = sorted({path.parent.parent for path in paths if path.name == LABEL_FILE})
-    named = [root for root in roots if root.name == "benchmark"]
-    return _one(named or roots, folder, "folders of labels")
+def _labels(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """The label files by task; of several folders with labels, those of the one called benchmark."""
+    found = [file for file in files if file.name == LABEL_FILE]
+    roots = sorted({file.parent.parent for file in found})
+    root = _one([root for root in roots if root.name == "benchmark"] or roots, folder, "labels")
+    of_tasks = {file.parent.name: file for file in found if file.parent.parent == root}
+    return {task: file for task, file in of_tasks.items() if task != SEVERAL_FINDINGS}
 
 
 def find_release(folder: Path) -> Release:
@@ -91,7 +99,7 @@ def find_release(folder: Path) -> Release:
     splits = _one((f for f in files if f.name in SPLIT_FILES), folder, "the splits")
     if splits is None:
         raise InputError(f"{folder} holds no splits/{SPLIT_FILES[0]}. Unpack it as well: it says who is held out.")
-    return Release(events, splits, _benchmark(files, folder))
+    return Release(events, splits, _labels(files, folder))
 
 
 def _header(file: Path) -> list[str]:

@@ -93,6 +93,18 @@ def _write_database(source: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+def database_files(folder: Path) -> list[Path]:
+    """The files of a meds_reader database or of an extract of femr 0.1. Raises InputError where `folder` is neither."""
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}. Give a meds_reader database or an extract of femr 0.1.")
+    if not ((folder / VERSION_FILE).is_file() or femr01.is_extract(folder)):
+        raise InputError(
+            f"{folder} is neither a meds_reader database (it has no {VERSION_FILE}) nor an extract of femr 0.1 (it has "
+            f"no meta, patients and ontology). Give the folder that holds these."
+        )
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def import_femr(source: Path, out: Path, environment: Path = femr01.ENVIRONMENT) -> dict[str, Any]:
     """Writes the database or extract in the folder `source` to the folder `out` as MEDS. Returns what was counted.
 
@@ -100,14 +112,8 @@ def import_femr(source: Path, out: Path, environment: Path = femr01.ENVIRONMENT)
     `source` is neither, or what reads it is not installed.
     """
     source = Path(source)
-    if not source.is_dir():
-        raise InputError(f"no such folder: {source}. Give a meds_reader database or an extract of femr 0.1.")
-    is_database, is_extract = (source / VERSION_FILE).is_file(), femr01.is_extract(source)
-    if not (is_database or is_extract):
-        raise InputError(
-            f"{source} is neither a meds_reader database (it has no {VERSION_FILE}) nor an extract of femr 0.1 (it has "
-            f"no meta, patients and ontology). Give the folder that holds these."
-        )
+    database_files(source)
+    is_database = (source / VERSION_FILE).is_file()
     facts: dict[str, Any] = {}
     settings = {"format": "femr", "version": "0.2" if is_database else "0.1"}
     with new_artifact(out, "events", settings, {"events": source}, facts) as folder:

@@ -9,22 +9,15 @@ from typing import Any
 import numpy as np
 
 from ehrctx.artifacts import new_artifact
-from ehrctx.events.ehrshot import LABEL_FILE, find_release, write_events
+from ehrctx.events.ehrshot import SEVERAL_FINDINGS, find_release, write_events
 from ehrctx.tasks.given import read_given
 
 SHOT_FILES = ("all_shots_data.json", "few_shots_data.json")
-SEVERAL_FINDINGS = "chexpert"  # its labels are 14 findings in one number, and Context Clues leaves it out
 TASKS = (
     "guo_los", "guo_readmission", "guo_icu", "lab_thrombocytopenia", "lab_hyperkalemia", "lab_hypoglycemia",
     "lab_hyponatremia", "lab_anemia", "new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus",
     "new_acutemi",
 )  # fmt: skip
-
-
-def _label_files(benchmark: Path | None) -> dict[str, Path]:
-    """By task, the label files of the release."""
-    files = sorted(benchmark.glob(f"*/{LABEL_FILE}")) if benchmark else []
-    return {file.parent.name: file for file in files if file.parent.name != SEVERAL_FINDINGS}
 
 
 def _write_labels(files: dict[str, Path], folder: Path, subjects: np.ndarray) -> dict[str, Any]:
@@ -61,16 +54,15 @@ def import_ehrshot(source: Path, out: Path, concepts: Path | None = None) -> dic
     Raises InputError, by file and row, where the release is incomplete or a text is not what its column holds.
     """
     release = find_release(source)
-    files = _label_files(release.benchmark)
     inputs = {"events": release.events, "splits": release.splits}
-    inputs |= {f"labels of {task}": file for task, file in files.items()}
+    inputs |= {f"labels of {task}": file for task, file in release.labels.items()}
     if concepts is not None:
         inputs["concepts"] = Path(concepts)
     facts: dict[str, Any] = {}
     with new_artifact(out, "events", {"format": "ehrshot"}, inputs, facts) as folder:
         counted, subjects = write_events(release, folder, concepts)
-        facts |= counted | _write_labels(files, folder, subjects)
-        facts["shots"] = _copy_shots(files, folder)
-        facts["tasks_without_labels"] = [task for task in TASKS if task not in files]
+        facts |= counted | _write_labels(release.labels, folder, subjects)
+        facts["shots"] = _copy_shots(release.labels, folder)
+        facts["tasks_without_labels"] = [task for task in TASKS if task not in release.labels]
         facts["tasks_left_out"] = [SEVERAL_FINDINGS]
     return facts
