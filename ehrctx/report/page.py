@@ -70,6 +70,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("value", "lower", "upper", "median", "loss", "deviation", "predicted", "threshold"), pl.Float64),
     **dict.fromkeys(("p", "p_holm", "p_delong", "gain", "gain_lower", "gain_upper"), pl.Float64),
     **dict.fromkeys(("difference", "difference_lower", "difference_upper"), pl.Float64),
+    **dict.fromkeys(("position_from", "position_to"), pl.Int64),  # a table of few subjects may have no row
     "sure": pl.Boolean,
 }
 SUMMARY = {"name", "subjects", "events", "codes", "events_per_subject", "with_numeric_value", "with_text_value"}

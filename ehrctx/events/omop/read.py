@@ -155,11 +155,11 @@ def _is_broken(value: bytes | None) -> bool:
 
 
 def _csv_frames(file: Path, chosen: dict[str, str], separator: str, width: int) -> Iterator[pl.DataFrame]:
+    widths: list[int] = []
+
     def on_ragged(row: pa_csv.InvalidRow) -> str:
-        raise InputError(
-            f"{file}, row {_ragged(file, separator, width):,}: it has {row.actual_columns} fields where the header has "
-            f"{row.expected_columns}. Write as many fields in every row, and put those that hold a comma in quotes."
-        )
+        widths.append(row.actual_columns)
+        return "error"  # what a handler raises is lost
 
     parse = pa_csv.ParseOptions(
         delimiter=separator,
@@ -172,9 +172,17 @@ def _csv_frames(file: Path, chosen: dict[str, str], separator: str, width: int) 
         include_columns=list(chosen.values()),
         strings_can_be_null=False,
     )
-    with pa_csv.open_csv(file, pa_csv.ReadOptions(block_size=CSV_BLOCK), parse, convert) as reader:
-        for arrow in reader:
-            yield pl.DataFrame(pl.from_arrow(arrow))
+    try:
+        with pa_csv.open_csv(file, pa_csv.ReadOptions(block_size=CSV_BLOCK), parse, convert) as reader:
+            for arrow in reader:
+                yield pl.DataFrame(pl.from_arrow(arrow))
+    except pa.ArrowInvalid:
+        if not widths:
+            raise
+        raise InputError(
+            f"{file}, row {_ragged(file, separator, width):,}: it has {widths[0]} fields where the header has {width}. "
+            f"Write as many fields in every row, and put those that hold a comma in quotes."
+        ) from None
 
 
 def _parquet_frames(parquet: pq.ParquetFile, chosen: dict[str, str]) -> Iterator[pl.DataFrame]:
