@@ -183,7 +183,7 @@ def test_plan_of_an_unknown_study_names_the_nearest(run):
     assert said == "error: no study 'contxt_clues' in pipelines/studies; did you mean 'context_clues'?\n"
     code, _, said = run("plan", "zzz")
     assert code == 2
-    assert "known: context_clues, demo, ehrshot, mimic_iv_demo, smoke." in said
+    assert "known: context_clues, demo, ehrshot, mimic_iv_demo, smoke, synthea27nj." in said
     code, _, said = run("plan", "no/such/study.yaml")
     assert code == 2
     assert said == "error: no such study file: no/such/study.yaml.\n"
@@ -387,7 +387,7 @@ def test_an_export_without_finished_timelines_is_refused(run, untrained, tmp_pat
 
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
-    "perplexity", "robustness", "plan", "report", "track", "groups",
+    "perplexity", "robustness", "plan", "report", "track", "groups", "import",
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.omop.concepts import describe
+from ehrctx.events.omop.read import Table
 
 # Diagnosis systems whose hierarchy is the prefix of the code without its dot, as data sets rarely ship it.
 PREFIX_SYSTEMS = ("ICD10CM", "ICD9CM")
@@ -167,26 +169,11 @@ def athena_codes(folder: Path, concepts: Collection[str]) -> pl.DataFrame:
     )
 
 
-def _upwards(folder: Path, concepts: pl.Series) -> pl.DataFrame:
-    """(concept_id, parent): every pair that leads upwards from `concepts`, by `Is a`, and `Maps to` across systems."""
-    file = folder / RELATIONSHIP
-    pairs = _read(_related(file, "Is a", "Maps to").select(concept_id="concept_id_1", parent="concept_id_2"), file)
-    climbed: list[pl.DataFrame] = []
-    seen = last = concepts
-    while len(last):  # one level a turn, until nothing new is above
-        found = pairs.filter(pl.col("concept_id").is_in(last.implode())).unique()
-        climbed.append(found)
-        above = found["parent"].unique()
-        last = above.filter(~above.is_in(seen.implode()))
-        seen = pl.concat([seen, last.rename(seen.name)])
-    return pl.concat(climbed) if climbed else pairs.clear()
-
-
 def described(used: pl.Series, folder: Path | None, known: Mapping[str, str]) -> pl.DataFrame:
     """(code, description, parent_codes) of the `used` codes and all that lies above them, for metadata/codes.parquet.
 
-    CONCEPT.csv of an Athena download in `folder` describes a code `SYSTEM/CODE`; where CONCEPT_RELATIONSHIP.csv is
-    there, parents are those by `Is a`, and what a code of another system `Maps to`. Without a folder no code has a
+    CONCEPT.csv of an Athena download in `folder` describes a code `SYSTEM/CODE`; its other two files, where they are
+    there, give the parents, and what a code of another system `Maps to`. Without a folder no code has a
     description but those that are `known`. Raises InputError where CONCEPT.csv is missing or not as Athena ships it.
     """
     own = pl.DataFrame({"code": used.cast(pl.String)}).with_columns(
@@ -200,23 +187,9 @@ def described(used: pl.Series, folder: Path | None, known: Mapping[str, str]) ->
             f"{folder} has no {CONCEPT}. Give the unpacked folder of an Athena download (https://athena.ohdsi.org)."
         )
     concept = _scan(folder / CONCEPT).with_columns(code=pl.concat_str("vocabulary_id", "concept_code", separator="/"))
-    ids = _read(_of(concept, "code", own["code"]), folder / CONCEPT)["concept_id"]
-    pairs = pl.DataFrame(schema={"concept_id": pl.Int64, "parent": pl.Int64})
-    if (folder / RELATIONSHIP).is_file():
-        pairs = _upwards(folder, ids)
-    everything = pl.concat([ids, pairs["parent"].rename("concept_id")])
-    named = _read(_of(concept, "concept_id", everything), folder / CONCEPT)
-    parents = (
-        pairs.join(named.select(parent="concept_id", parent_code="code"), on="parent")
-        .group_by("concept_id")
-        .agg(parent_codes=pl.col("parent_code").unique().sort())
-    )
-    found = (
-        named.join(parents, on="concept_id", how="left")
-        .group_by("code")
-        .agg(description=pl.col("concept_name").min(), parent_codes=pl.col("parent_codes").explode().drop_nulls())
-        .with_columns(parent_codes=pl.when(pl.col("parent_codes").list.len() > 0).then("parent_codes"))
-    )
+    ids = _read(_of(concept, "code", own["code"]), folder / CONCEPT)["concept_id"].unique()
+    files = {Path(name).stem.lower(): folder / name for name in COLUMNS if (folder / name).is_file()}
+    found = describe({name: Table(name, (file,)) for name, file in files.items()}, ids.to_numpy())
     return (
         own.join(found, on="code", how="full", coalesce=True)
         .select("code", description=pl.coalesce("known", "description"), parent_codes="parent_codes")
