@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from shlex import quote
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -75,6 +76,24 @@ class OmopSource(OmopOptions):
 
     format: Literal["omop"]
     folder: str = Field(description="folder of the tables, as CSV or parquet")
+
+
+class EhrshotSource(Config):
+    """EHRSHOT's CSV release, which the workflow imports."""
+
+    format: Literal["ehrshot"]
+    folder: str = Field(description="into which the release was unpacked")
+    concepts: str | None = Field(None, description="an OMOP vocabulary from Athena, which describes the codes")
+
+
+class FemrSource(Config):
+    """A meds_reader database or an extract of femr 0.1, which the workflow imports."""
+
+    format: Literal["femr"]
+    folder: str = Field(description="of the database or of the extract")
+
+
+Source = Annotated[OmopSource | EhrshotSource | FemrSource, Field(discriminator="format")]
 
 
 class HashSplits(Config):
@@ -360,7 +379,7 @@ class Study(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names results/<name> and the experiment")]
     data: str | None = Field(None, description="a MEDS data set's folder; or else `simulate` or `source`")
     simulate: Simulation | None = None
-    source: OmopSource | None = Field(None, description="a data set of another format, imported first")
+    source: Source | None = Field(None, description="a data set of another format, imported first")
     profile: str = Field("simulated", description="how the data set writes visits, units, deaths")
     splits: Literal["given"] | HashSplits = "given"
     tokenizer: str = Field("clmbr", description="a spec in tokenizers/, or the path of one")
@@ -458,7 +477,8 @@ class Study(Config):
     def import_options(self) -> str:
         """The keys of `source` as options of `ehrctx import <format>`."""
         chosen = self.source.model_dump(exclude={"format", "folder"}) if self.source else {}
-        return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in chosen.items())
+        given = {key.replace("_", "-"): quote(value) for key, value in chosen.items() if value is not None}
+        return " ".join(f"--{key} {value}" for key, value in given.items())
 
     def section(self, key: str, without: Collection[str] = ()) -> str:
         """One section as JSON text: what a stage is handed, and what Snakemake watches for changes.

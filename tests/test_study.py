@@ -235,7 +235,7 @@ def test_a_source_is_imported_first(refused):
     assert "one of `data` (a MEDS folder), `simulate` and `source`" in refused(
         simulate={}, source={"format": "omop", "folder": "cdm"}
     )
-    assert "`source.format`: expected 'omop', found 'fhir'" in refused(
+    assert "`source.format`: expected 'omop' or 'ehrshot' or 'femr', found 'fhir'" in refused(
         simulate=..., source={"format": "fhir", "folder": "cdm"}
     )
     assert "the key `source.folder` is missing" in refused(simulate=..., source={"format": "omop"})

@@ -32,3 +32,31 @@ def omop(
 
     options = validate(OmopOptions, {"codes": codes, "before_birth": before_birth}, "ehrctx import omop")
     print_facts(import_omop(folder, out, options, settings(HashSplits, splits, "--splits")))
+
+
+@imports.command()
+def ehrshot(
+    folder: Annotated[Path, typer.Argument(help="folder into which EHRSHOT's CSV release was unpacked")],
+    out: Out,
+    concepts: Annotated[
+        Path | None, typer.Option(help="folder of an OMOP vocabulary from Athena, which describes the codes")
+    ] = None,
+) -> None:
+    """Turn EHRSHOT's CSV release into MEDS, with its own splits, labels and few-shot draws."""
+    from ehrctx.tasks.ehrshot import import_ehrshot
+
+    print_facts(import_ehrshot(folder, out, concepts))
+
+
+@imports.command()
+def femr(
+    folder: Annotated[Path, typer.Argument(help="folder of a meds_reader database, or an extract of femr 0.1")],
+    out: Out,
+    environment: Annotated[
+        Path, typer.Option(help="where what reads an extract of femr 0.1 is installed; made if it is not there")
+    ] = Path("results/environments/femr01"),
+) -> None:
+    """Turn what femr keeps into MEDS: a database of femr 0.2, or an extract of femr 0.1."""
+    from ehrctx.events.femr import import_femr
+
+    print_facts(import_femr(folder, out, environment))
