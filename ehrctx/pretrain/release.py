@@ -69,7 +69,7 @@ def shared_vocabulary(store: Timelines, minimum_count: int) -> pl.DataFrame:
     """
     import polars as pl
 
-    table = pl.read_parquet(store.path / VOCABULARY).drop("count", "weight")
+    table = pl.read_parquet(store.path / VOCABULARY).drop("count", "weight", "initial")
     many = pl.Series(subjects_by_token(store) >= minimum_count)
     of_code = (pl.col("kind") == "code") & pl.col("code").is_in(table.filter(many)["code"].implode())
     # what the spec says is nobody's; a code is known where one of its values or texts is

@@ -8,9 +8,10 @@ from omop_by_hand import SMALL_MEDS, as_5_3, as_5_4, small_cdm, write_cdm
 
 from ehrctx.events import writer
 from ehrctx.events.check import check
-from ehrctx.events.meds import open_dataset, read_shard
+from ehrctx.events.meds import open_dataset
 from ehrctx.events.omop.convert import import_omop
 from ehrctx.events.omop.rows import SCHEMA
+from ehrctx.events.shards import read_shard
 from ehrctx.study import HashSplits, OmopOptions
 
 SPLITS = HashSplits(hash=(0.5, 0.2, 0.3))
