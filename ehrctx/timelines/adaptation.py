@@ -99,28 +99,40 @@ def spec_of(folder: Path) -> TokenizerSpec | None:
     return TokenizerSpec.model_validate(read_manifest(folder, KIND)["settings"]["tokenizer"])
 
 
-def _initial(rows: pl.DataFrame, known: pl.DataFrame, vocabulary: Vocabulary) -> pl.Series:
-    """The token with whose embedding each new one begins, null for none: of the code as which it was read before, the
-    bin that its lowest value falls into, else the same text, else the plain token."""
-    named = rows.with_row_index("row").join(known.select("code", "other"), on="code")
-    plain = vocabulary.tokens.filter(kind="code").select(other="code", of_code="token")
-    texts = vocabulary.tokens.filter(kind="text").select("text", other="code", of_text="token")
-    bins = vocabulary.bins.drop_nulls("token").select("unit", other="code", low="lower", high="upper", of_bin="token")
-    lowest = (
-        pl.when(pl.col("lower").is_finite()).then("lower").otherwise(pl.col("upper") - pl.col("upper").abs() * 1e-6)
+def _initial(rows: pl.DataFrame, bins: pl.DataFrame, known: pl.DataFrame, vocabulary: Vocabulary) -> pl.Series:
+    """The token with whose embedding each of the new `rows` begins; null where nothing stood for its code before.
+
+    Of that other code: the bin of the same unit that the lower edge falls into; in other units, the bin that is as far
+    up among its bins; the same text; else its commonest token. `bins` are BINS of the new codes.
+    """
+    of_measure = ["code", "unit"]
+    upness = ((pl.col("bin") - 0.5) / pl.len().over(of_measure)).alias("upness")
+    new = (
+        rows.with_row_index("row")
+        .join(known.select("code", "other"), on="code")
+        .join(bins.select(*of_measure, "lower", upness), on=[*of_measure, "lower"], how="left", nulls_equal=True)
     )
-    numbers = named.filter(kind="number").with_columns(value=lowest)
-    fallen = numbers.join(bins, on=["other", "unit"], nulls_equal=True).filter(
-        (pl.col("value") >= pl.col("low")) & (pl.col("value") < pl.col("high"))
+    below = pl.col("upper") - pl.col("upper").abs() * 1e-6  # of a bin without a lower edge
+    numbers = new.filter(kind="number").with_columns(
+        value=pl.when(pl.col("lower").is_finite()).then("lower").otherwise(below)
     )
-    found = (
-        named.join(fallen.select("row", "of_bin"), on="row", how="left")
-        .join(texts, on=["other", "text"], how="left")
-        .join(plain, on="other", how="left")
-        .select("row", initial=pl.coalesce("of_bin", "of_text", "of_code"))
-    )
+    old = vocabulary.bins.with_columns(of_all=pl.len().over(of_measure)).drop_nulls("token")
+    old = old.select(pl.exclude(of_measure), other="code", of_unit="unit").rename({"lower": "from", "upper": "to"})
+    pairs = numbers.join(old.rename({"token": "initial", "bin": "nth"}), on="other")
+    same_unit = pl.col("unit").eq_missing(pl.col("of_unit"))
+    falls = same_unit & (pl.col("value") >= pl.col("from")) & (pl.col("value") < pl.col("to"))
+    as_far_up = (pl.col("upness") * pl.col("of_all")).floor() + 1 == pl.col("nth")
+    binned = pairs.filter(falls | as_far_up).sort("row", ~falls, -pl.col("count").fill_null(0), "initial")
+    texts = vocabulary.tokens.filter(kind="text").select("text", other="code", initial="token")
+    commonest = vocabulary.tokens.sort(-pl.col("count").fill_null(0), "token").unique("code", keep="first")
+    choices = [
+        binned.select("row", "initial"),
+        new.join(texts, on=["other", "text"]).select("row", "initial"),
+        new.join(commonest.select(other="code", initial="token"), on="other").select("row", "initial"),
+    ]
+    best = pl.concat(choices).unique("row", keep="first", maintain_order=True)
     everywhere = rows.select(row=pl.int_range(pl.len(), dtype=pl.UInt32))
-    return everywhere.join(found, on="row", how="left", maintain_order="left")["initial"]
+    return everywhere.join(best, on="row", how="left", maintain_order="left")["initial"]
 
 
 def extended(
@@ -146,10 +158,9 @@ def extended(
     bins, _ = bins_of(new, spec)
     rows = best_entries(new, spec, bins, described, parents, n)
     known = nearest_known(rows["code"].unique(), vocabulary.tokens, described, parents)
-    numbered = rows.with_columns(initial=_initial(rows, known, vocabulary))
-    tokens = pl.concat(
-        [vocabulary.tokens, as_tokens(numbered.with_row_index("token", offset=vocabulary.tokens.height))]
-    )
+    rows = rows.with_columns(initial=_initial(rows, bins, known, vocabulary))
+    added = as_tokens(rows.with_row_index("token", offset=vocabulary.tokens.height))
+    tokens = pl.concat([vocabulary.tokens, added])
     own_bins = with_tokens(bins, tokens, spec).join(rows.select("code").unique(), on="code", how="semi")
     return Vocabulary(tokens, pl.concat([vocabulary.bins, own_bins], how="diagonal_relaxed"))
 
