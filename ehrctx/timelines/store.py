@@ -49,7 +49,8 @@ class Timelines:
         path = Path(path)
         manifest = read_manifest(path, KIND)
         arrays = {
-            name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            # plain arrays over the mapped files: taking a slice of a np.memmap costs more than copying it
+            name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             for name in ("tokens", "seconds", "event", "offsets")
         }
         return cls(
