@@ -45,14 +45,12 @@ def codes_of(concepts: Mapping[str, tuple[str, ...]], used: pl.Series, codes: pl
         members |= found
 
 
-def parents_of(codes: pl.DataFrame) -> pl.DataFrame:
-    """(code, parent): the hierarchy that a data set names, one level an edge.
+def prefixes_of(codes: pl.Series) -> pl.DataFrame:
+    """(code, parent): the diagnoses of PREFIX_SYSTEMS among distinct `codes`, and those that lie above them.
 
-    `codes` is its metadata (code, description, parent_codes). Diagnoses of PREFIX_SYSTEMS also have the code without
-    its last character for a parent, down to the category of three.
+    The parent is the code without its last character, down to the category of three.
     """
-    named = codes.select("code", parent="parent_codes").explode("parent").drop_nulls().unique()
-    found, last = [named], pl.concat([named["code"], named["parent"]]).unique().to_frame("code")
+    found, last = [pl.DataFrame(schema={"code": pl.String, "parent": pl.String})], codes.alias("code").to_frame()
     prefixed = pl.any_horizontal(pl.col("code").str.starts_with(f"{system}/") for system in PREFIX_SYSTEMS)
     while last.height:
         bare = pl.col("code").str.split("/").list.last().str.replace_all(".", "", literal=True).str.len_chars()
@@ -60,7 +58,17 @@ def parents_of(codes: pl.DataFrame) -> pl.DataFrame:
         edges = last.filter(prefixed & (bare > 3)).select("code", parent=shorter)
         found.append(edges)
         last = edges.select(code="parent").unique()
-    return pl.concat(found).unique().sort("code", "parent")
+    return pl.concat(found).unique()
+
+
+def parents_of(codes: pl.DataFrame) -> pl.DataFrame:
+    """(code, parent): the hierarchy that a data set names, one level an edge, and the prefixes of what it names.
+
+    `codes` is its metadata (code, description, parent_codes).
+    """
+    named = codes.select("code", parent="parent_codes").explode("parent").drop_nulls().unique()
+    prefixes = prefixes_of(pl.concat([named["code"], named["parent"]]).unique())
+    return pl.concat([named, prefixes]).unique().sort("code", "parent")
 
 
 CONCEPT, ANCESTOR, RELATIONSHIP = "CONCEPT.csv", "CONCEPT_ANCESTOR.csv", "CONCEPT_RELATIONSHIP.csv"

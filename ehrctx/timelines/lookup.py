@@ -89,7 +89,7 @@ class Lookup:
         new = sorted(set(said) - self._spelt.keys())
         self._spelt.update(zip(new, spell(self._pieces, new), strict=True))
         pieces = [self._spelt[one] for one in said]
-        described = self._described.drop_nulls()["code"]
+        described = self._described.filter(pl.col("description") != "")["code"]
         ignored = (pl.col("kind") == "number") | ((pl.col("kind") == "text") & (not self._spec.texts))
         outcome = (
             pl.when(~pl.col("code").is_in(described.implode()))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import polars as pl
 
+from ehrctx.events.ontology import prefixes_of
+
 NEAREST = {"code": pl.String, "ancestor": pl.String}
 
 
 def ancestors_of(codes: pl.Series, parents: pl.DataFrame) -> pl.DataFrame:
-    """(code, ancestor, distance): all ancestors of distinct `codes` by the edges `parents` (code, parent), each at its
-    shortest distance."""
-    edges = parents.select("code", "parent").unique()
+    """(code, ancestor, distance): all ancestors of distinct `codes` by the edges `parents` (code, parent) and by the
+    prefixes of ICD codes, each at its shortest distance."""
+    edges = pl.concat([parents.select("code", "parent"), prefixes_of(codes)]).unique()
     found = pl.DataFrame({"code": codes, "ancestor": codes}, schema=NEAREST).with_columns(distance=pl.lit(0, pl.Int64))
     last = found
     while last.height:  # one level a turn, until nothing new is above
@@ -37,7 +39,7 @@ def rolled_up(entries: pl.DataFrame, parents: pl.DataFrame, fewer_than: int) -> 
     """`entries` (kind, code, unit, text, weight, count) in which rare codes are their ancestors, values and texts left.
 
     A code with fewer than `fewer_than` events becomes its nearest ancestor that, with all rare codes below it, is not
-    rare. A rare code without one is left as it is.
+    rare. It is left as it is where there is none, or where the rare codes below it make it common enough itself.
     """
     totals = entries.group_by("code").agg(pl.col("count").sum())
     rare = totals.filter(pl.col("count") < fewer_than)
@@ -49,7 +51,7 @@ def rolled_up(entries: pl.DataFrame, parents: pl.DataFrame, fewer_than: int) -> 
         .select(code="ancestor", count=pl.col("count") + pl.col("own").fill_null(0))
         .filter(pl.col("count") >= fewer_than)
     )
-    instead = nearest(above, held)
+    instead = nearest(above.join(held, on="code", how="anti"), held)
     moved = entries.join(instead, on="code").select(
         pl.lit("code").alias("kind"),
         pl.col("ancestor").alias("code"),

@@ -199,7 +199,12 @@ def test_folders_that_are_no_vocabulary(theirs, tmp_path):
 
 def test_of_several_as_near_the_commonest_is_taken():
     tokens = pl.DataFrame(
-        {"kind": ["code"] * 4, "code": ["A", "B", "C", "D"], "count": [1, 5, 5, 100], "description": ["x", "y", "z", "same"]}
+        {
+            "kind": ["code"] * 4,
+            "code": ["A", "B", "C", "D"],
+            "count": [1, 5, 5, 100],
+            "description": ["x", "y", "z", "same"],
+        }
     )
     parents = pl.DataFrame({"code": ["new", "new", "new", "mid"], "parent": ["A", "C", "B", "D"]})
     described = pl.DataFrame({"code": ["new", "other"], "description": ["same", "Same!"]})

@@ -1,11 +1,16 @@
 """Whatever happens after a cut-off changes nothing that is seen at the cut-off, from files to windows."""
 
+import random
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_records import PROFILE, SCHEMA, codes_frame, random_records
 
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
@@ -62,7 +67,7 @@ def train_subjects():
     return rows
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(event(), max_size=14),
     st.lists(event(), max_size=10),
@@ -123,3 +128,105 @@ def test_a_later_event_at_the_same_date_cannot_be_seen_before_the_days_end(build
         [codes[t] for t in timelines.tokens[first : first + n].tolist()] for n in timelines.visible(position, moments)
     ]
     assert seen == [[], ["A"], ["A", "DX//1"]]
+
+
+# --------------------------------------------------------------------------------- every shipped tokenizer
+
+SHIPPED = sorted(Path(__file__).resolve().parents[2].joinpath("tokenizers").glob("*.yaml"))
+SPECS = {file.stem: yaml.safe_load(file.read_text()) for file in SHIPPED}
+SPECS["roll_up"] |= {"roll_up": {"fewer_than": 6}}
+SPECS["all at once"] = {
+    "values": "separate",
+    "visit_tokens": True,
+    "time_tokens": {"weeks_from": 3, "months_from": 9, "long_term_from": 70},
+    "roll_up": {"fewer_than": 6},
+    "age_bands": [18, 60],
+    "unknown": "unk",
+}
+PAIRS, TRAIN = 150, 20
+
+
+def known_at(row):
+    """As the profile of random records has it."""
+    _, time, code, *_ = row
+    if time is not None and code.startswith(("PROC//", "DAY")) and time == datetime(time.year, time.month, time.day):
+        return time + timedelta(hours=23, minutes=59)
+    return time
+
+
+def changed_later(draw, rows, cut, other):
+    """The rows of a subject in which what is known after `cut` is left out, changed, or more."""
+    past = [row for row in rows if row[1] is None or known_at(row) <= cut]
+    future = [row for row in rows if row not in past]
+    kept = [row for row in future if draw.random() < 0.5] if draw.random() < 0.7 else []
+    changed = [(s, t, c, draw.choice([None, 1.0, v]), draw.choice([None, "low", x]), u) for s, t, c, v, x, u in kept]
+    added = []
+    for row in draw.sample(other, min(len(other), draw.randint(0, 10))):
+        # an event of somebody else, at once or much later
+        time = cut + timedelta(microseconds=draw.choice([1, 10**6, 3600 * 10**6, 10**12, 10**14]))
+        added.append((rows[0][0], time, *row[2:]))
+    # the first birth is the origin of the clock
+    later = [row for row in [*changed, *added] if row[2] != "MEDS_BIRTH" and known_at(row) > cut]
+    return past, sorted(past + later, key=lambda row: (row[1] is not None, row[1] or datetime.min))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Raw rows: train subjects, and pairs of held-out ones with the same past; and of each pair how long that is."""
+    draw = random.Random(0)
+    train = random_records(100, subjects=TRAIN).rows()
+    people = [part.rows() for part in random_records(101, subjects=PAIRS, longest=25).partition_by("subject_id")]
+    rows, lengths = list(train), {}
+    for number, own in enumerate(people):
+        timed = [known_at(row) for row in own if row[1] is not None]
+        if not timed:
+            continue
+        shift = timedelta(microseconds=draw.choice([0, 0, 0, -1, 1, 10**9]))
+        cut = draw.choice(timed) + shift
+        born = [row[1] for row in own if row[2] == "MEDS_BIRTH"]
+        if born and min(born) > cut:
+            continue
+        one, two = 1000 + 2 * number, 1001 + 2 * number
+        past, altered = changed_later(draw, own, cut, draw.choice(people))
+        lengths[one] = len(past)
+        rows += [(one, *row[1:]) for row in own] + [(two, *row[1:]) for row in altered]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row"), lengths
+
+
+def timeline(timelines, subject, n_events):
+    """(token, second, event) of a subject's first events."""
+    (position,) = timelines.positions_of(np.array([subject]))
+    if position < 0:
+        return []
+    own = slice(timelines.offsets[position], timelines.offsets[position + 1])
+    columns = (timelines.tokens[own].tolist(), timelines.seconds[own].tolist(), timelines.event[own].tolist())
+    return [row for row in zip(*columns, strict=True) if row[2] < n_events]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_no_token_depends_on_what_comes_later(build, pairs, name):
+    raw, lengths = pairs
+    splits = {s: "train" if s <= TRAIN else "held_out" for s in raw["subject_id"].unique().to_list()}
+    timelines = Timelines.open(build(raw, splits, SPECS[name], PROFILE, codes_frame()))
+    n_tokens = n_changed = 0
+    for subject, n_events in lengths.items():
+        seen = timeline(timelines, subject, n_events)
+        assert seen == timeline(timelines, subject + 1, n_events)
+        n_tokens += len(seen)
+        n_changed += timeline(timelines, subject, 10**6) != timeline(timelines, subject + 1, 10**6)
+    assert n_tokens > 500
+    assert n_changed > 80
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_other_splits_change_no_vocabulary(build, name):
+    """The same train subjects among quite other subjects: the same vocabulary and bins, to the byte."""
+    train = random_records(100, subjects=TRAIN)
+    files = []
+    for seed, split in ((1, "held_out"), (2, "tuning")):
+        others = random_records(seed, subjects=15).with_columns(pl.col("subject_id") + 1000 * seed)
+        both = pl.concat([others, train])
+        splits = {s: "train" if s <= TRAIN else split for s in both["subject_id"].unique().to_list()}
+        store = build(both, splits, SPECS[name], PROFILE, codes_frame())
+        files.append([(store / file).read_bytes() for file in ("vocabulary.parquet", "bins.parquet")])
+    assert files[0] == files[1]

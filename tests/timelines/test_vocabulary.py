@@ -1,142 +1,161 @@
-"""Fitting the vocabulary: quantile edges and CLMBR's ranking against exact, slow definitions; the train split alone."""
+"""Fitting the vocabulary: quantile edges, ranking and room, spelled out; the train split alone."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_tokenizer import bins_of
+from said import entries, names_of
 
 from ehrctx.errors import InputError
-from ehrctx.timelines.spec import TokenizerSpec
-from ehrctx.timelines.vocabulary import count_entries, fit_vocabulary, merge_entries, quantile_edges
+from ehrctx.timelines.vocabulary import quantile_cuts
 
-NO_DESCRIPTIONS = pl.DataFrame(schema={"code": pl.String, "description": pl.String})
-
-
-def fit(events, spec, parts=1):
-    """From events of train subjects, their rows cut into `parts` shards at subjects."""
-    subjects = events["subject_id"].unique(maintain_order=True)
-    cuts = np.array_split(subjects.to_numpy(), parts)
-    entries = [count_entries(events.filter(pl.col("subject_id").is_in(list(c)))) for c in cuts if len(c)]
-    return fit_vocabulary(merge_entries(entries), len(subjects), spec, NO_DESCRIPTIONS)
+ALL_TRAIN = dict.fromkeys(range(1, 30), "train")
+weighted_values = st.lists(st.integers(1, 2**40), min_size=1, max_size=30)
 
 
 @settings(max_examples=300)
-@given(
-    st.lists(st.tuples(st.integers(-20, 20), st.integers(1, 6)), min_size=1, max_size=40, unique_by=lambda v: v[0]),
-    st.integers(1, 12),
-    st.sampled_from([1, 3, 7, 49]),
-)
-def test_edges_against_exact_arithmetic(slow, weighted, bins, denominator):
-    weighted = sorted(weighted)
-    values = np.array([v for v, _ in weighted], dtype=np.float32)
-    weights = np.array([w / denominator for _, w in weighted])
-    expected = slow.edges([(v, Fraction(w, denominator)) for v, w in weighted], bins)
-    assert quantile_edges(values, weights, bins).tolist() == expected
+@given(st.lists(weighted_values, min_size=1, max_size=5), st.integers(2, 12))
+def test_cuts_against_the_definition(measures, bins):
+    """Of several measures at once; the weights of values 0, 1, 2, …"""
+    starts = np.cumsum([0, *map(len, measures[:-1])])
+    expected = []
+    for start, weights in zip(starts.tolist(), measures, strict=True):
+        found = bins_of({float(v): [w, 1] for v, w in enumerate(weights)}, bins)
+        expected += [start + int(b.lower) for b in found[1:]]
+    assert quantile_cuts(np.concatenate(measures), starts, bins).tolist() == expected
 
 
 @pytest.mark.parametrize("n", [97, 1009, 10_007])  # primes: no quantile falls between two values
 @pytest.mark.parametrize("bins", [2, 10, 16])
 def test_edges_of_equal_weights_are_numpys_quantiles(n, bins):
-    values = np.sort(np.random.default_rng(n).normal(size=n).astype(np.float32))
-    values = np.unique(values)
-    if len(values) != n:
-        values = np.arange(n, dtype=np.float32)
+    values = np.sort(np.random.default_rng(n).permutation(5 * n)[:n])
     expected = np.quantile(values, np.arange(1, bins) / bins, method="inverted_cdf")
-    np.testing.assert_array_equal(quantile_edges(values, np.full(n, 1 / n), bins), expected)
+    cuts = quantile_cuts(np.full(n, 2**30), np.array([0]), bins)
+    np.testing.assert_array_equal(values[cuts], expected)
 
 
-def test_equal_weights_fill_bins_equally():
-    values = np.arange(1000, dtype=np.float32)
-    edges = quantile_edges(values, np.full(1000, 0.1), 10)
-    counts = np.histogram(values, [-np.inf, *edges, np.inf])[0]
-    assert counts.tolist() == [100] * 10
+def test_weights_of_a_large_cohort_do_not_overflow():
+    """2^27 subjects weigh 2^63 together."""
+    weights = np.full(1000, 2**53 - 1)
+    assert quantile_cuts(weights, np.array([0]), 10).tolist() == list(range(100, 1000, 100))
 
 
-@given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60, unique=True),
-    st.integers(1, 12),
-    st.integers(0, 1000),
+def bins(store):
+    rows = pl.read_parquet(store / "bins.parquet").filter(code="A").sort("unit", "lower", nulls_last=True)
+    return rows.select("unit", "lower", "upper", "count").rows()
+
+
+def of_values(values, unit="u"):
+    return [(1, None, "A", float(value), None, unit) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "n", "expected"),
+    [
+        # at or below 2 lies half, and that is not more than half
+        ([1, 2, 3, 4], 2, [(-math.inf, 3.0, 2), (3.0, math.inf, 2)]),
+        ([1, 2, 3], 2, [(-math.inf, 2.0, 1), (2.0, math.inf, 2)]),
+        # more than half is 1, and a first bin below the smallest value would be empty
+        ([1, 1, 1, 2], 2, [(-math.inf, math.inf, 4)]),
+        # edges that coincide
+        ([0, 5, 5, 5, 5, 5, 9], 10, [(-math.inf, 5.0, 1), (5.0, 9.0, 5), (9.0, math.inf, 1)]),
+        ([0, 5, 5, 5, 5, 5, 5, 5, 9], 4, [(-math.inf, 5.0, 1), (5.0, math.inf, 8)]),
+        # both zeros are one value
+        ([-1, 0.0, -0.0, 1], 2, [(-math.inf, 0.0, 1), (0.0, math.inf, 3)]),
+        ([7], 10, [(-math.inf, math.inf, 1)]),
+    ],
 )
-def test_no_bin_is_empty(values, bins, seed):
-    values = np.sort(np.array(values, dtype=np.float32))
-    edges = quantile_edges(values, np.random.default_rng(seed).random(len(values)) + 0.01, bins)
-    assert len(edges) < bins
-    assert (np.diff(edges) > 0).all()
-    which = np.searchsorted(edges, values, side="right")
-    assert set(which.tolist()) == set(range(len(edges) + 1))
+def test_edges(build, events_frame, values, n, expected):
+    store = build(events_frame(of_values(values)), ALL_TRAIN, {"bins": n})
+    assert [row[1:] for row in bins(store)] == expected
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("bins", "size"), [(10, 1000), (4, 30), (1, 12)])
-def test_vocabulary_against_the_published_rules(slow, random_events, seed, bins, size):
-    events = random_events(seed, subjects=9, longest=60)
-    ours = fit(events, TokenizerSpec(name="t", bins=bins, vocabulary_size=size))
-    subjects = [part.to_dicts() for part in events.partition_by("subject_id")]
-    expected = slow.vocabulary(subjects, bins, size)
-    assert ours["token"].to_list() == list(range(len(expected) + 7))
-    assert ours.head(7).select("kind", "code").rows() == [("special", name) for name in slow.specials]
-    columns = ("kind", "code", "unit", "text", "lower", "upper", "count")
-    assert ours.slice(7).select(columns).to_dicts() == [{c: e[c] for c in columns} for e in expected]
-    np.testing.assert_allclose(ours["weight"][7:], [float(e["p"]) for e in expected], rtol=1e-12)
-    assert len(expected) == size - 7 or size > 100
-
-
-def test_entries_rank_by_entropy(random_events):
-    ours = fit(random_events(1), TokenizerSpec(name="t"))
-    p = ours["weight"][7:].to_numpy()
-    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
-    assert (np.diff(entropy) <= 1e-10).all()
-
-
-def test_all_weights_sum_to_one_when_no_value_ties(events_frame):
-    rows = [(s, None, f"C{i}", float(i + 10 * s), None, "u") for s in (1, 2) for i in range(3) for _ in range(1)]
-    rows += [(1, None, "X"), (2, None, "Y", None, "text")]
-    ours = fit(events_frame(rows).sort("subject_id"), TokenizerSpec(name="t", bins=2))
-    assert ours["weight"][7:].sum() == pytest.approx(1.0)
-
-
-def test_a_subject_counts_the_same_however_long(events_frame):
-    rows = [(1, None, "A")] * 1000 + [(2, None, "B")]
-    ours = fit(events_frame(rows), TokenizerSpec(name="t"))
-    assert dict(ours.slice(7).select("code", "weight").rows()) == pytest.approx({"A": 0.5, "B": 0.5})
-
-
-def test_units_are_never_mixed(events_frame):
-    rows = [(1, None, "GLUCOSE", v, None, "mg/dL") for v in (70.0, 100.0)]
-    rows += [(1, None, "GLUCOSE", v, None, "mmol/L") for v in (4.0, 6.0)]
-    ours = fit(events_frame(rows), TokenizerSpec(name="t", bins=2)).slice(7)
-    assert sorted(ours.select("unit", "lower", "upper", "count").rows()) == [
+def test_units_are_never_mixed(build, events_frame):
+    rows = of_values([70, 100], "mg/dL") + of_values([4, 6], "mmol/L") + of_values([1, 2], None) + of_values([3], "")
+    store = build(events_frame(rows), ALL_TRAIN, {"bins": 2})
+    assert bins(store) == [
         ("mg/dL", -math.inf, 100.0, 1),
         ("mg/dL", 100.0, math.inf, 1),
         ("mmol/L", -math.inf, 6.0, 1),
         ("mmol/L", 6.0, math.inf, 1),
+        (None, -math.inf, 2.0, 1),  # "" is no unit either
+        (None, 2.0, math.inf, 2),
     ]
 
 
-def test_zeros_of_both_signs_are_one_value(events_frame):
-    ours = fit(events_frame([(1, None, "A", 0.0), (1, None, "A", -0.0), (1, None, "A", 1.0)]), TokenizerSpec(name="t"))
-    assert ours.slice(7)["lower"].to_list() == [-math.inf, 1.0]
-    assert ours.slice(7)["count"].to_list() == [2, 1]
+def test_a_subject_counts_the_same_however_long(build, events_frame):
+    rows = [(1, None, "A")] * 1000 + [(2, None, "B")]
+    assert {name: weight for name, weight, _ in entries(build(events_frame(rows), ALL_TRAIN))} == pytest.approx(
+        {"A": 0.5, "B": 0.5}
+    )
+    by_event = build(events_frame(rows), ALL_TRAIN, {"weights": "event"})
+    assert {name: weight for name, weight, _ in entries(by_event)} == pytest.approx({"A": 1000 / 1001, "B": 1 / 1001})
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_sums_over_shards_merge_in_any_order(random_events, seed):
-    events = random_events(seed, subjects=10)
-    spec = TokenizerSpec(name="t", vocabulary_size=60)
-    whole, cut = fit(events, spec), fit(events, spec, parts=4)
-    assert whole.drop("weight").equals(cut.drop("weight"))
-    np.testing.assert_allclose(whole["weight"][7:], cut["weight"][7:], rtol=1e-12)
+def test_whose_values_make_the_bins(build, events_frame):
+    """A subject with many high values moves the edge where every event counts the same."""
+    rows = [(1, None, "A", float(v)) for v in range(100, 120)] + [(s, None, "A", float(s)) for s in (2, 3, 4, 5)]
+    assert bins(build(events_frame(rows), ALL_TRAIN, {"bins": 2}))[1][1] == 4.0
+    assert bins(build(events_frame(rows), ALL_TRAIN, {"bins": 2, "weights": "event"}))[1][1] == 108.0
+
+
+def test_entries_rank_by_entropy_or_by_count(build, events_frame):
+    rows = [(1, None, "MANY")] * 8 + [(s, None, code) for s in (2, 3, 4) for code in ("HALF", f"OWN//{s}")]
+    # p: MANY 1/4, HALF 3/8, each OWN 1/8; of those that tie the first by name
+    ours = [name for name, _, _ in entries(build(events_frame(rows), ALL_TRAIN))]
+    assert ours == ["HALF", "MANY", "OWN//2", "OWN//3", "OWN//4"]
+    ours = [name for name, _, _ in entries(build(events_frame(rows), ALL_TRAIN, {"ranking": "count"}))]
+    assert ours == ["MANY", "HALF", "OWN//2", "OWN//3", "OWN//4"]
+
+
+def test_an_entry_of_every_subject_is_told_last(build, events_frame):
+    """p = 1 says nothing."""
+    ours = entries(build(events_frame([(1, None, "A"), (2, None, "A")]), ALL_TRAIN))
+    assert ours == [("A", 1.0, 2)]
+
+
+def test_an_entry_brings_its_codes_plain_token_with_it(build, events_frame):
+    rows = [(1, None, "A", 1.0), (1, None, "A", 1.0), (1, None, "A", 2.0), (1, None, "B"), (1, None, "C", None, "x")]
+    frame, ranked = events_frame(rows), {"bins": 2, "ranking": "count"}
+    everything = [("A [-inf, inf)", 0.6, 3), ("B", 0.2, 1), ("C=x", 0.2, 1), ("A", 0.0, 0), ("C", 0.0, 0)]
+    for room, expected in ((5, 5), (6, 5)):
+        store = build(frame, ALL_TRAIN, ranked | {"vocabulary_size": 7 + room})
+        assert entries(store) == [(n, pytest.approx(w), c) for n, w, c in everything[:expected]]
+    # C=x needs two places; where there is one, it and all after it are left out
+    for room in (3, 4):
+        store = build(frame, ALL_TRAIN, ranked | {"vocabulary_size": 7 + room})
+        assert [name for name, _, _ in entries(store)] == ["A [-inf, inf)", "B", "A"]
+    store = build(frame, ALL_TRAIN, ranked | {"vocabulary_size": 9})
+    assert [name for name, _, _ in entries(store)] == ["A [-inf, inf)", "A"]
+    store = build(frame, ALL_TRAIN, ranked | {"vocabulary_size": 8})
+    assert entries(store) == []
+
+
+def test_tokens_that_the_spec_has_in_any_case_come_first(build, events_frame):
+    spec = {
+        "visit_tokens": True,
+        "time_tokens": {"weeks_from": 3, "months_from": 28, "long_term_from": 70},
+        "age_bands": [18, 65],
+        "values": "separate",
+        "bins": 2,
+    }
+    names = names_of(build(events_frame([(1, None, "A")]), ALL_TRAIN, spec))
+    assert names == [
+        "[BOS]", "[EOS]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]", "[VISIT START]", "[VISIT END]",
+        "[DAY 1]", "[DAY 2]", "[WEEK 1]", "[WEEK 2]", "[WEEK 3]", "[MONTH 1]", "[MONTH 2]", "[LONG TERM]",
+        "[AGE 0-17]", "[AGE 18-64]", "[AGE 65+]", "[Q1]", "[Q2]", "A",
+    ]  # fmt: skip
 
 
 def test_descriptions_are_attached(events_frame, build):
-    codes = pl.DataFrame({"code": ["A", "B"], "description": ["alpha", "beta"]})
-    store = build(events_frame([(s, None, "A") for s in range(1, 6)]), codes=codes)
-    vocabulary = pl.read_parquet(store / "vocabulary.parquet")
-    assert vocabulary.slice(7).select("code", "description").rows() == [("A", "alpha")]
+    codes = pl.DataFrame({"code": ["A", "B", "A"], "description": ["alpha", "beta", "again"]})
+    store = build(events_frame([(s, None, "A", float(s)) for s in range(1, 6)]), codes=codes)
+    vocabulary = pl.read_parquet(store / "vocabulary.parquet").slice(7)
+    assert set(vocabulary.select("code", "description").rows()) == {("A", "alpha")}
 
 
 def test_fitted_on_train_only(random_events, build):
@@ -148,9 +167,11 @@ def test_fitted_on_train_only(random_events, build):
         numeric_value=pl.when(train).then("numeric_value").otherwise(pl.lit(99.0, pl.Float32)),
     )
     kept = changed.filter(train | (pl.int_range(pl.len()) % 3 == 0))
-    a, b = build(events, splits), build(kept, splits)
-    assert (a / "vocabulary.parquet").read_bytes() == (b / "vocabulary.parquet").read_bytes()
-    assert (a / "tokens.npy").read_bytes() != (b / "tokens.npy").read_bytes()
+    for spec in ({}, {"values": "separate"}, {"weights": "event", "ranking": "count"}, {"roll_up": {"fewer_than": 4}}):
+        a, b = build(events, splits, spec), build(kept, splits, spec)
+        for file in ("vocabulary.parquet", "bins.parquet"):
+            assert (a / file).read_bytes() == (b / file).read_bytes()
+        assert (a / "tokens.npy").read_bytes() != (b / "tokens.npy").read_bytes()
     other = events.with_columns(code=pl.when(train).then(pl.lit("OTHER")).otherwise("code"))
     assert (build(other, splits) / "vocabulary.parquet").read_bytes() != (a / "vocabulary.parquet").read_bytes()
 

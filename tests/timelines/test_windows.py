@@ -13,15 +13,25 @@ from ehrctx.timelines.store import SUBJECT, Timelines
 from ehrctx.timelines.windows import Windows, batches_by_budget, pad
 
 
-def store_of(sizes):
-    """A store of subjects with (n_static, n_timed) tokens; all tokens differ, beginning with 100."""
+def store_of(sizes, ages=None):
+    """A store of subjects with (n_static, n_timed) tokens; all tokens differ, beginning with 100.
+
+    With `ages` it has the bands up to 18, 65, and above, tokens 7, 8, 9; of each subject they are the years of its
+    timed tokens, or None where it has no birth.
+    """
     offsets = np.cumsum([0] + [s + t for s, t in sizes]).astype(np.int64)
     subjects = np.zeros(len(sizes), dtype=SUBJECT)
     subjects["subject_id"] = np.arange(len(sizes))
     subjects["n_static"] = [s for s, _ in sizes]
     n = int(offsets[-1])
     tokens = np.arange(100, 100 + n).astype(np.uint16)
-    return Timelines(None, tokens, np.zeros(n, np.uint32), np.zeros(n, np.uint32), offsets, subjects, {})
+    seconds, manifest = np.zeros(n, np.uint32), {"facts": {}, "settings": {"tokenizer": {"age_bands": []}}}
+    if ages is not None:
+        manifest = {"facts": {"first_age_token": 7}, "settings": {"tokenizer": {"age_bands": [18, 65]}}}
+        subjects["born"] = [own is not None for own in ages]
+        for end, own in zip(offsets[1:], ages, strict=True):
+            seconds[end - len(own or ()) : end] = np.ceil(np.array(own or ()) * 365.25 * 86_400)
+    return Timelines(None, tokens, seconds, np.zeros(n, np.uint32), offsets, subjects, manifest)
 
 
 def parts_of(timelines, subject):
@@ -121,6 +131,56 @@ def test_context_without_room_is_refused():
     with pytest.raises(InputError, match="a context length of 7 leaves no room beside a prefix of 5 tokens"):
         Windows(timelines, 7)
     assert len(Windows(timelines, 8).history(1, 9)) == 8
+
+
+@pytest.mark.parametrize(("years", "token"), [(0, 7), (17.999, 7), (18, 8), (64.9, 8), (65, 9), (110, 9)])
+def test_the_age_band_of_a_windows_first_event_opens_it(years, token):
+    windows = Windows(store_of([(2, 3)], [[years, years + 50, years + 60]]), 20)
+    assert windows.history(0, 5).tolist() == [BOS, 100, 101, token, 102, 103, 104]
+    assert windows.training(0, 0).tolist() == [BOS, 100, 101, token, 102, 103, 104, EOS]
+
+
+def test_age_is_told_of_a_birth_alone_and_of_events_that_are_seen():
+    windows = Windows(store_of([(1, 2), (1, 2), (1, 0)], [None, [30, 40], []]), 20)
+    assert windows.history(0, 3).tolist() == [BOS, 100, 101, 102]
+    assert windows.history(1, 1).tolist() == [BOS, 103]  # its age would tell of an event to come
+    assert windows.history(1, 2).tolist() == [BOS, 103, 8, 104]
+    assert windows.history(2, 1).tolist() == [BOS, 106]
+    assert windows.training(2, 0).tolist() == [BOS, 106, EOS]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.one_of(st.none(), st.lists(st.integers(0, 99), max_size=30))),
+        min_size=1,
+        max_size=5,
+    ),
+    contexts,
+)
+def test_windows_with_ages_against_their_definition(people, context):
+    shape = [(n_static, 4 if own is None else len(own)) for n_static, own in people]
+    timelines = store_of(shape, [own if own is None else sorted(own) for _, own in people])
+    windows = Windows(timelines, context + 1)
+    lengths, rooms = (f(np.arange(len(shape))) for f in (windows.training_lengths, windows.room))
+    for subject, (_, own) in enumerate(people):
+        static, timed = parts_of(timelines, subject)
+        ages = [7 + (year >= 18) + (year >= 65) for year in sorted(own or ())]
+        room = context - len(static) - bool(ages)
+        assert rooms[subject] == room
+        for seen in range(len(timed) + 1):
+            start = max(0, seen - room)
+            age = ages[start : start + 1] if seen else []
+            window = windows.history(subject, len(static) + seen).tolist()
+            assert window == [BOS, *static, *age, *timed[start:seen]]
+            (place,) = windows.positions(np.array([subject]), np.array([start]), np.array([len(static) + seen]))
+            assert place == len(window) - 1
+        body = [*timed, EOS]
+        for start in range(max(len(body) - room, 0) + 1):
+            # before [EOS] alone stands the age at the last event
+            age = ages[min(start, len(ages) - 1) :][:1]
+            window = windows.training(subject, start).tolist()
+            assert window == [BOS, *static, *age, *body[start : start + room]]
+            assert len(window) == lengths[subject] <= context + 1
 
 
 @given(st.lists(st.lists(st.integers(7, 99), min_size=1, max_size=9), min_size=1, max_size=8))
