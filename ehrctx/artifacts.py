@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORDED_PACKAGES = ("numpy", "polars", "scikit-learn", "torch", "transformers", "lightning")
 
 

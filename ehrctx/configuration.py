@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,21 +39,29 @@ EXPECTED = {
     "too_long": "at most {max_length} items",
     "dict_type": "keys and values, as in {{key: value}}",
     "model_type": "keys and values, as in {{key: value}}",
+    "model_attributes_type": "keys and values, as in {{key: value}}",
 }
 
 
 def _models_in(annotation: Any) -> list[type[Config]]:
     """The Config classes that an annotation admits (`Simulation | None` gives Simulation)."""
-    if get_origin(annotation) in (Union, UnionType, tuple):
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
         return [model for part in get_args(annotation) for model in _models_in(part)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, Config) else []
 
 
+def _is_called(model: type[Config], tag: int | str) -> bool:
+    """Whether a key of `model` may only say `tag`, as `format: omop` does."""
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())
+
+
 def _known_keys(model: type[Config], location: tuple[int | str, ...]) -> set[str]:
+    """The keys at a location as pydantic tells it: with the tag of the alternative that was chosen on the way."""
     models = [model]
     for part in location:
         fields = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
-        models = [inner for annotation in fields for inner in _models_in(annotation)] or models
+        inner = [found for annotation in fields for found in _models_in(annotation)]
+        models = inner or [m for m in models if _is_called(m, part)] or models
     return {name for m in models for name in m.model_fields}
 
 
@@ -106,9 +114,16 @@ def _sentences(model: type[Config], values: Any, errors: Iterable[Any]) -> Itera
             yield f"`{key}`: expected {expected}, found {_found(here[0]['input'])}"
         for error in mistakes:
             if error["type"] == "extra_forbidden":
-                yield f"unknown key `{key}`; {nearest(str(place[-1]), _known_keys(model, place[:-1]))}"
+                yield f"unknown key `{key}`; {nearest(str(place[-1]), _known_keys(model, error['loc'][:-1]))}"
             elif error["type"] == "missing":
                 yield f"the key `{'.'.join(map(str, [*place, error['loc'][-1]]))}` is missing"
+            elif error["type"].startswith("union_tag"):  # which alternative is meant is told by one key
+                tag = error["ctx"]["discriminator"].strip("'")
+                if error["type"] == "union_tag_not_found":
+                    yield f"the key `{key}.{tag}` is missing"
+                else:
+                    expected = " or ".join(error["ctx"]["expected_tags"].split(", "))
+                    yield f"`{key}.{tag}`: expected {expected}, found {error['ctx']['tag']!r}"
             else:
                 message = error["msg"].removeprefix("Value error, ")
                 yield f"`{key}`: {message}" if key else message

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from shlex import quote
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -57,6 +58,42 @@ class Simulation(Config):
 
     subjects: int = Field(2000, ge=10, description="how many subjects")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="the same seed gives the same cohort, byte for byte")
+
+
+class OmopOptions(Config):
+    """How the tables of an OMOP CDM become events (`ehrctx import omop`)."""
+
+    codes: Literal["standard", "source"] = Field(
+        "standard", description="an event's code: its standard concept, or its source concept where it has one"
+    )
+    before_birth: Literal["refuse", "drop"] = Field(
+        "refuse", description="what events more than 30 days before the birth do: end the import, or be left out"
+    )
+
+
+class OmopSource(OmopOptions):
+    """A CDM that the workflow imports."""
+
+    format: Literal["omop"]
+    folder: str = Field(description="folder of the tables, as CSV or parquet")
+
+
+class EhrshotSource(Config):
+    """EHRSHOT's CSV release, which the workflow imports."""
+
+    format: Literal["ehrshot"]
+    folder: str = Field(description="into which the release was unpacked")
+    concepts: str | None = Field(None, description="an OMOP vocabulary from Athena, which describes the codes")
+
+
+class FemrSource(Config):
+    """A meds_reader database or an extract of femr 0.1, which the workflow imports."""
+
+    format: Literal["femr"]
+    folder: str = Field(description="of the database or of the extract")
+
+
+Source = Annotated[OmopSource | EhrshotSource | FemrSource, Field(discriminator="format")]
 
 
 class HashSplits(Config):
@@ -340,8 +377,9 @@ class Study(Config):
     """One study: a data set, a tokenizer, the models and the tasks that compare them."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names results/<name> and the experiment")]
-    data: str | None = Field(None, description="a MEDS data set's folder; left out when `simulate` is given")
+    data: str | None = Field(None, description="a MEDS data set's folder; or else `simulate` or `source`")
     simulate: Simulation | None = None
+    source: Source | None = Field(None, description="a data set of another format, imported first")
     profile: str = Field("simulated", description="how the data set writes visits, units, deaths")
     splits: Literal["given"] | HashSplits = "given"
     tokenizer: str = Field("clmbr", description="a spec in tokenizers/, or the path of one")
@@ -368,8 +406,8 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.data is None) == (self.simulate is None):
-            raise ValueError("give either `data` (a MEDS folder) or `simulate`, not both and not neither")
+        if [self.data, self.simulate, self.source].count(None) != 2:
+            raise ValueError("give one of `data` (a MEDS folder), `simulate` and `source`, not several and not none")
         if self.ontology is not None and self.labels.given is not None:
             raise ValueError(
                 "`ontology` says which codes belong to a task, but `labels.given` are made already. Leave one out"
@@ -435,6 +473,12 @@ class Study(Config):
         """The folder whose weights `model` starts from, if any; `trained` is the folder of the study's own models."""
         start = self.start_from.get(model)
         return f"{trained}/{start}" if start in self.models else start
+
+    def import_options(self) -> str:
+        """The keys of `source` as options of `ehrctx import <format>`."""
+        chosen = self.source.model_dump(exclude={"format", "folder"}) if self.source else {}
+        given = {key.replace("_", "-"): quote(value) for key, value in chosen.items() if value is not None}
+        return " ".join(f"--{key} {value}" for key, value in given.items())
 
     def section(self, key: str, without: Collection[str] = ()) -> str:
         """One section as JSON text: what a stage is handed, and what Snakemake watches for changes.

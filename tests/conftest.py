@@ -162,6 +162,15 @@ def mimic_demo() -> Path:
 
 
 @pytest.fixture(scope="session")
+def omop_demo() -> Path:
+    """The folder of Synthea27Nj (28 simulated subjects, OMOP CDM 5.4), as CSV files."""
+    folder = os.environ.get("EHRCTX_OMOP_DEMO")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set EHRCTX_OMOP_DEMO to the folder of Synthea27Nj's tables, from the OHDSI Eunomia data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
 def cohort(tmp_path_factory, repository) -> Cohort:
     """300 simulated subjects with splits, CLMBR timelines and the labels of three tasks. Read it, never change it."""
     from ehrctx.events.meds import open_dataset

@@ -183,7 +183,7 @@ def test_plan_of_an_unknown_study_names_the_nearest(run):
     assert said == "error: no study 'contxt_clues' in pipelines/studies; did you mean 'context_clues'?\n"
     code, _, said = run("plan", "zzz")
     assert code == 2
-    assert "known: context_clues, demo, ehrshot, mimic_iv_demo, smoke." in said
+    assert "known: context_clues, demo, ehrshot, mimic_iv_demo, smoke, synthea27nj." in said
     code, _, said = run("plan", "no/such/study.yaml")
     assert code == 2
     assert said == "error: no such study file: no/such/study.yaml.\n"
@@ -387,12 +387,15 @@ def test_an_export_without_finished_timelines_is_refused(run, untrained, tmp_pat
 
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
-    "perplexity", "robustness", "plan", "report", "track", "groups",
+    "perplexity", "robustness", "plan", "report", "track", "groups", "count", "fit", "encode", "gather", "show",
+    "import omop", "import ehrshot", "import femr",
 }  # fmt: skip
 
 
 def test_every_verb_and_every_option_is_explained():
-    commands = typer.main.get_command(cli.app).commands
+    groups = {"": typer.main.get_command(cli.app).commands}
+    groups["import "] = groups[""].pop("import").commands
+    commands = {group + verb: command for group, verbs in groups.items() for verb, command in verbs.items()}
     assert set(commands) == VERBS
     for verb, command in commands.items():
         assert command.help, verb
@@ -404,7 +407,7 @@ def test_every_verb_and_every_option_is_explained():
 
 def test_help_of_every_verb_is_printed(run):
     for verb in sorted(VERBS):
-        code, out, _ = run(verb, "--help")
+        code, out, _ = run(*verb.split(), "--help")
         assert code == 0
         assert f"ehrctx {verb}" in out
         assert "--help" in out

@@ -27,7 +27,7 @@ def test_every_shipped_study_is_valid(repository, shipped, monkeypatch):
 
     monkeypatch.chdir(repository)
     names = sorted(file.stem for file in (repository / "pipelines" / "studies").iterdir())
-    assert names == ["context_clues", "demo", "ehrshot", "mimic_iv_demo", "smoke"]
+    assert names == ["context_clues", "demo", "ehrshot", "mimic_iv_demo", "smoke", "synthea27nj"]
     for name in names:
         study = shipped(name)
         assert study.name == name

@@ -223,7 +223,25 @@ def test_one_mistyped_model_gets_one_complaint(refused):
 
 @pytest.mark.parametrize("changes", [{"data": "somewhere"}, {"simulate": ...}])
 def test_both_or_neither_of_data_and_simulate(refused, changes):
-    assert "either `data` (a MEDS folder) or `simulate`" in refused(**changes)
+    assert "one of `data` (a MEDS folder), `simulate` and `source`" in refused(**changes)
+
+
+def test_a_source_is_imported_first(refused):
+    imported = MINIMAL | {"simulate": None, "source": {"format": "omop", "folder": "cdm", "codes": "source"}}
+    study = Study.model_validate(imported)
+    assert (study.source.format, study.source.folder) == ("omop", "cdm")
+    assert study.import_options() == "--codes source --before-birth refuse"
+    assert Study.model_validate(MINIMAL).import_options() == ""
+    assert "one of `data` (a MEDS folder), `simulate` and `source`" in refused(
+        simulate={}, source={"format": "omop", "folder": "cdm"}
+    )
+    assert "`source.format`: expected 'omop' or 'ehrshot' or 'femr', found 'fhir'" in refused(
+        simulate=..., source={"format": "fhir", "folder": "cdm"}
+    )
+    assert "the key `source.folder` is missing" in refused(simulate=..., source={"format": "omop"})
+    assert "unknown key `source.code`; did you mean 'codes'?" in refused(
+        simulate=..., source={"format": "omop", "folder": "cdm", "code": "source"}
+    )
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.2, 0.2], [0.9, 0.2, -0.1], [1.0, 0.0, 0.0]])

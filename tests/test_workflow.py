@@ -309,6 +309,23 @@ def test_a_study_without_its_data_stops_before_any_job(repository, tmp_path, stu
     assert not (folder / "results").exists()
 
 
+def test_a_source_is_imported_before_anything_else(repository, tmp_path):
+    """A newer table imports again; a folder that is no source stops before any job."""
+    folder = clone(repository, tmp_path / "clone")
+    run = dry_run(folder, "synthea27nj")
+    assert run.returncode != 0
+    assert "no such folder: data/synthea27nj" in run.stdout + run.stderr
+    cdm = folder / "data" / "synthea27nj"
+    cdm.mkdir(parents=True)
+    for name in ("person", "concept", "death"):
+        (cdm / f"{name}.csv").write_text("")
+    run = dry_run(folder, "synthea27nj")
+    assert run.returncode == 0, run.stderr[-2000:]
+    jobs = planned(run)
+    assert (jobs["import_source"], jobs["check"], jobs["pretrain"]) == (1, 1, 2)
+    assert "simulate" not in jobs
+
+
 def test_a_study_without_the_labels_of_one_task_names_it(repository, tmp_path, write_meds, write_given_labels):
     folder = clone(repository, tmp_path / "clone")
     rows = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["MEDS_BIRTH"]})

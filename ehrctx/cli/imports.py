@@ -2,9 +2,61 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from ehrctx.cli.verbs import app
+from ehrctx.cli.verbs import Out, app, print_facts
+
+Splits = Annotated[str, typer.Option(help="the study key as YAML text: '{hash: [.7, .15, .15], seed: 0}'")]
 
 imports = typer.Typer(no_args_is_help=True, help="Turn a data set of another format into MEDS.")
 app.add_typer(imports, name="import")
+
+
+@imports.command()
+def omop(
+    folder: Annotated[Path, typer.Argument(help="folder of the CDM's tables, CSV or parquet")],
+    out: Out,
+    codes: Annotated[str, typer.Option(help="standard, or source: which concept is the code")] = "standard",
+    before_birth: Annotated[
+        str, typer.Option(help="of events more than 30 days before birth: refuse or drop")
+    ] = "refuse",
+    splits: Splits = "{hash: [.7, .15, .15]}",
+) -> None:
+    """Turn an OMOP CDM 5.3 or 5.4 into MEDS, and print what was counted."""
+    from ehrctx.configuration import settings, validate
+    from ehrctx.events.omop.convert import import_omop
+    from ehrctx.study import HashSplits, OmopOptions
+
+    options = validate(OmopOptions, {"codes": codes, "before_birth": before_birth}, "ehrctx import omop")
+    print_facts(import_omop(folder, out, options, settings(HashSplits, splits, "--splits")))
+
+
+@imports.command()
+def ehrshot(
+    folder: Annotated[Path, typer.Argument(help="folder into which EHRSHOT's CSV release was unpacked")],
+    out: Out,
+    concepts: Annotated[
+        Path | None, typer.Option(help="folder of an OMOP vocabulary from Athena, which describes the codes")
+    ] = None,
+) -> None:
+    """Turn EHRSHOT's CSV release into MEDS, with its own splits, labels and few-shot draws."""
+    from ehrctx.tasks.ehrshot import import_ehrshot
+
+    print_facts(import_ehrshot(folder, out, concepts))
+
+
+@imports.command()
+def femr(
+    folder: Annotated[Path, typer.Argument(help="folder of a meds_reader database, or an extract of femr 0.1")],
+    out: Out,
+    environment: Annotated[
+        Path, typer.Option(help="where what reads an extract of femr 0.1 is installed; made if it is not there")
+    ] = Path("results/environments/femr01"),
+) -> None:
+    """Turn what femr keeps into MEDS: a database of femr 0.2, or an extract of femr 0.1."""
+    from ehrctx.events.femr import import_femr
+
+    print_facts(import_femr(folder, out, environment))

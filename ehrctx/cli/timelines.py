@@ -9,19 +9,43 @@ import typer
 
 from ehrctx.cli.verbs import Data, Out, Profile, SplitsFile, app, print_facts
 
-Tokenizer = Annotated[str, typer.Option(help="a spec in tokenizers/, or the path of one")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="a spec in tokenizers/, or the path of one; clmbr, or that of --vocabulary, if left out"),
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(help="apply this vocabulary instead of fitting one: folder of timelines, or of an exported model"),
+]
+Adapt = Annotated[
+    bool, typer.Option("--adapt", help="read codes that --vocabulary has not as their parents, or by their description")
+]
+Extend = Annotated[int, typer.Option(help="add so many tokens, for the best entries of codes that it has not", min=0)]
 Threads = Annotated[int, typer.Option(help="pieces of the data set that are worked on at a time", min=1)]
 Fitted = Annotated[Path, typer.Option(help="folder that `ehrctx fit` wrote")]
+
+
+def _existing(vocabulary: Path | None, adapt: bool, extend: int) -> Any:
+    from ehrctx.errors import InputError
+    from ehrctx.timelines.build import Existing
+
+    if vocabulary is None and (adapt or extend):
+        raise InputError("--adapt and --extend go with --vocabulary. Give the vocabulary of another site.")
+    return None if vocabulary is None else Existing(vocabulary, adapt, extend)
 
 
 def _print_timelines(facts: dict[str, Any], out: Path) -> None:
     """The facts, and what became of the events of each code system."""
     from ehrctx.study import Privacy
-    from ehrctx.timelines.coverage import read_coverage, report
+    from ehrctx.timelines.coverage import report
 
     print_facts({name: fact for name, fact in facts.items() if name != "events_by_system"})
-    text, warning = report(*read_coverage(out), Privacy())
+    text, warning = report(out, Privacy())
     typer.echo(text)
+    if (out / "mapping.parquet").is_file():
+        from ehrctx.timelines.adaptation import read_unmapped
+
+        typer.echo(read_unmapped(out, Privacy()))
     if warning:
         typer.echo(warning, err=True)
 
@@ -31,14 +55,18 @@ def tokenize(
     data: Data,
     splits: SplitsFile,
     out: Out,
-    tokenizer: Tokenizer = "clmbr",
+    tokenizer: Tokenizer = None,
     profile: Profile = "simulated",
     threads: Threads = 2,
+    vocabulary: Vocabulary = None,
+    adapt: Adapt = False,
+    extend: Extend = 0,
 ) -> None:
     """Fit the vocabulary on the train split and turn every subject's events into an integer timeline."""
     from ehrctx.timelines.build import build_timelines
 
-    _print_timelines(build_timelines(data, profile, splits, tokenizer, out, threads), out)
+    existing = _existing(vocabulary, adapt, extend)
+    _print_timelines(build_timelines(data, profile, splits, tokenizer, out, threads, existing), out)
 
 
 @app.command()
@@ -62,13 +90,17 @@ def fit(
     splits: SplitsFile,
     counted: Annotated[list[Path], typer.Option(help="folders that `ehrctx count` wrote, of all parts; repeat")],
     out: Out,
-    tokenizer: Tokenizer = "clmbr",
+    tokenizer: Tokenizer = None,
     profile: Profile = "simulated",
+    vocabulary: Vocabulary = None,
+    adapt: Adapt = False,
+    extend: Extend = 0,
 ) -> None:
     """Step 2: the vocabulary, fitted on the train split of all parts."""
     from ehrctx.timelines.parts import fit_parts
 
-    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out))
+    existing = _existing(vocabulary, adapt, extend)
+    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out, existing))
 
 
 @app.command()

@@ -10,6 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.omop.concepts import describe
+from ehrctx.events.omop.read import Table
 
 # Diagnosis systems whose hierarchy is the prefix of the code without its dot, as data sets rarely ship it.
 PREFIX_SYSTEMS = ("ICD10CM", "ICD9CM")
@@ -189,5 +191,33 @@ def athena_codes(folder: Path, concepts: Collection[str]) -> pl.DataFrame:
         pl.concat([found, undotted])
         .group_by("code")
         .agg(description=pl.col("concept_name").min(), parent_codes=pl.col("root_code").unique().sort())
+        .sort("code")
+    )
+
+
+def described(used: pl.Series, folder: Path | None, known: Mapping[str, str]) -> pl.DataFrame:
+    """(code, description, parent_codes) of the `used` codes and all that lies above them, for metadata/codes.parquet.
+
+    CONCEPT.csv of an Athena download in `folder` describes a code `SYSTEM/CODE`; its other two files, where they are
+    there, give the parents, and what a code of another system `Maps to`. Without a folder no code has a
+    description but those that are `known`. Raises InputError where CONCEPT.csv is missing or not as Athena ships it.
+    """
+    own = pl.DataFrame({"code": used.cast(pl.String)}).with_columns(
+        known=pl.col("code").replace_strict(dict(known), default=None, return_dtype=pl.String)
+    )
+    if folder is None:
+        return own.select("code", description="known", parent_codes=pl.lit(None, pl.List(pl.String))).sort("code")
+    folder = Path(folder)
+    if not (folder / CONCEPT).is_file():
+        raise InputError(
+            f"{folder} has no {CONCEPT}. Give the unpacked folder of an Athena download (https://athena.ohdsi.org)."
+        )
+    concept = _scan(folder / CONCEPT).with_columns(code=pl.concat_str("vocabulary_id", "concept_code", separator="/"))
+    ids = _read(_of(concept, "code", own["code"]), folder / CONCEPT)["concept_id"].unique()
+    files = {Path(name).stem.lower(): folder / name for name in COLUMNS if (folder / name).is_file()}
+    found = describe({name: Table(name, (file,)) for name, file in files.items()}, ids.to_numpy())
+    return (
+        own.join(found, on="code", how="full", coalesce=True)
+        .select("code", description=pl.coalesce("known", "description"), parent_codes="parent_codes")
         .sort("code")
     )

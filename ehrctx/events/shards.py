@@ -193,11 +193,12 @@ def _in_file_order(table: pa.Table, unit: str | None, visit: str | None) -> Even
     )
 
 
-def _known_at(events: Events, date_only: tuple[str, ...]) -> np.ndarray:
-    """The time when each event is known; int64[n]."""
-    if not date_only:
+def _known_at(events: Events, profile: DatasetProfile) -> np.ndarray:
+    """The time when each event is known; int64[n]. Births stay, so that nothing of the first day precedes them."""
+    if not profile.date_only:
         return events.time
-    moved = events.code.matching(date_only) & (events.time % DAY == 0) & (events.time != STATIC)
+    is_birth = events.code.flagged((events.code.names == profile.birth).to_numpy())
+    moved = events.code.matching(profile.date_only) & ~is_birth & (events.time % DAY == 0) & (events.time != STATIC)
     return np.where(moved, events.time + TO_THE_DAYS_END, events.time)
 
 
@@ -229,13 +230,8 @@ def read_piece(dataset: Dataset, piece: Piece, profile: DatasetProfile, visits: 
     name = dataset.name_of(piece.shard)
     schema = open_parquet(piece.shard, name).schema_arrow
     refuse(wrong_columns(pl.Schema(schema), name), dataset)
-    for key in ("visit_column", "unit_column"):
-        column = getattr(profile, key)
-        if column and column not in schema.names:
-            raise InputError(
-                f"{name}: no column {column!r}, which the profile {profile.name!r} names as {key}. Mend the profile."
-            )
-    unit, visit = profile.unit_column, profile.visit_column if visits else None
+    unit, visit = (column if column in schema.names else None for column in (profile.unit_column, profile.visit_column))
+    visit = visit if visits else None
     wanted = ("subject_id", "time", "code", "numeric_value", "text_value", unit, visit)
     columns = [str(column) for column in dict.fromkeys(wanted) if column in schema.names]
     strings = [c for c in columns if c in ("code", "text_value", unit) and not pa.types.is_null(schema.field(c).type)]
@@ -248,8 +244,14 @@ def read_piece(dataset: Dataset, piece: Piece, profile: DatasetProfile, visits: 
     if events is None or not _certainly_valid(events, profile.birth):
         refuse(violations_of(_rows(piece, name), name, profile.birth, piece.first_row), dataset)
         raise AssertionError(f"{name}: the quick check and the rules of MEDS disagree")
+    for key in ("visit_column", "unit_column"):
+        column = getattr(profile, key)
+        if column and column not in schema.names:
+            raise InputError(
+                f"{name}: no column {column!r}, which the profile {profile.name!r} names as {key}. Mend the profile."
+            )
     units = _unit(events.unit, events.code, profile.unit_in_code)
-    return _sorted(events, _known_at(events, profile.date_only), units)
+    return _sorted(events, _known_at(events, profile), units)
 
 
 def _rows(piece: Piece, name: str) -> pl.DataFrame:

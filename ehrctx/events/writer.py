@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -16,7 +17,8 @@ from ehrctx.events.meds import CODES_FILE, SPLITS_FILE
 MEDS_VERSION = "0.4.1"
 EVENTS_PER_SHARD = 1_000_000
 MOST_SHARDS = 500  # as many files are open at once
-SPILLED = 2_000_000  # rows held in memory before they are dealt out
+SPILLED = 1_000_000  # rows held in memory before they are dealt out
+RANK = "_rank"  # the column that orders events of one time until they are written
 
 
 def shards_for(n_events: int) -> int:
@@ -24,11 +26,17 @@ def shards_for(n_events: int) -> int:
     return max(1, min(MOST_SHARDS, round(n_events / EVENTS_PER_SHARD)))
 
 
+def _shard_of(subjects: pl.Series, n_shards: int) -> pl.Series:
+    """Which shard a subject belongs to. Mixed first: ids are often multiples of something, or begin with their site."""
+    mixed = subjects.to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing, wraps
+    return pl.Series((mixed >> np.uint64(32)) % np.uint64(n_shards)).cast(pl.UInt16)
+
+
 class ShardWriter:
     """Takes frames of events in any order, and writes `data/NNNN.parquet` in MEDS's order when it is closed.
 
     All frames have the same columns, among them subject_id int64 and time datetime[us]. A subject's events lie in one
-    shard, static ones first, then by time; events of one time keep the order in which they were added.
+    shard, static ones first, then by time; events of one time by rank, and by the order in which they were added.
     """
 
     def __init__(self, folder: Path, n_shards: int) -> None:
@@ -39,8 +47,9 @@ class ShardWriter:
         self._waiting: list[pl.DataFrame] = []
         self._files: dict[int, pq.ParquetWriter] = {}
 
-    def add(self, events: pl.DataFrame) -> None:
-        self._waiting.append(events)
+    def add(self, events: pl.DataFrame, rank: int = 0) -> None:
+        """Takes `events`; those of one subject and time come after all of a lower `rank` (0 to 255)."""
+        self._waiting.append(events.with_columns(pl.lit(rank, pl.UInt8).alias(RANK)))
         self.n_events += events.height
         if sum(frame.height for frame in self._waiting) >= SPILLED:
             self._deal_out()
@@ -50,7 +59,7 @@ class ShardWriter:
             return
         rows = pl.concat(self._waiting)
         self._waiting = []
-        dealt = rows.with_columns(_shard=pl.col("subject_id").mod(self._n)).partition_by(
+        dealt = rows.with_columns(_shard=_shard_of(rows["subject_id"], self._n)).partition_by(
             "_shard", as_dict=True, include_key=False, maintain_order=True
         )
         for (shard,), part in dealt.items():
@@ -65,10 +74,10 @@ class ShardWriter:
         for name, (shard, file) in enumerate(sorted(self._files.items())):
             file.close()
             spilled = self._spill / f"{shard}.parquet"
-            pl.read_parquet(spilled).sort("subject_id", "time", nulls_last=False, maintain_order=True).write_parquet(
-                self._data / f"{name:04d}.parquet"
-            )
+            rows = pl.read_parquet(spilled)
             spilled.unlink()
+            ordered = rows.sort("subject_id", "time", RANK, nulls_last=False, maintain_order=True).drop(RANK)
+            ordered.write_parquet(self._data / f"{name:04d}.parquet")
         self._spill.rmdir()
 
 

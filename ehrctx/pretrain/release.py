@@ -15,6 +15,7 @@ from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.models.export import write_standalone
 from ehrctx.pretrain.trained import KIND as MODEL
 from ehrctx.pretrain.trained import final_validation
+from ehrctx.timelines.spec import FIXED_KINDS
 from ehrctx.timelines.store import Timelines
 
 if TYPE_CHECKING:
@@ -68,9 +69,11 @@ def shared_vocabulary(store: Timelines, minimum_count: int) -> pl.DataFrame:
     """
     import polars as pl
 
-    table = pl.read_parquet(store.path / VOCABULARY).drop("count", "weight")
-    few = pl.Series(subjects_by_token(store) < minimum_count)
-    known = (pl.col("kind") == "special") | ~few
+    table = pl.read_parquet(store.path / VOCABULARY).drop("count", "weight", "initial")
+    many = pl.Series(subjects_by_token(store) >= minimum_count)
+    of_code = (pl.col("kind") == "code") & pl.col("code").is_in(table.filter(many)["code"].implode())
+    # what the spec says is nobody's; a code is known where one of its values or texts is
+    known = pl.col("kind").is_in(FIXED_KINDS) | many | of_code
     meaning = [name for name in table.columns if name not in ("token", "kind")]
     kind = pl.when(known).then("kind").otherwise(pl.lit(WITHHELD))
     return table.with_columns(kind.alias("kind"), *(pl.when(known).then(name).alias(name) for name in meaning))

@@ -175,7 +175,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def matched_rows(theirs: Path, ours: Path, size: int) -> np.ndarray:
-    """For each token of the vocabulary file `ours`, the token of `theirs` with the same meaning; int64[n], -1: none.
+    """For each token of the vocabulary file `ours`, the token of `theirs` with the same meaning, or else with that of
+    its `initial` one; int64[n], -1: none.
 
     `size` is how many rows the embeddings that belong to `theirs` have.
     """
@@ -185,8 +186,8 @@ def matched_rows(theirs: Path, ours: Path, size: int) -> np.ndarray:
 
     try:
         there, here = (
-            pl.read_parquet(file).select(pl.col(name).cast(SCHEMA[name]) for name in ("token", *MEANING))
-            for file in (theirs, ours)
+            pl.read_parquet(file).select(pl.col(name).cast(SCHEMA[name]) for name in ("token", *MEANING, *more))
+            for file, more in ((theirs, ()), (ours, ("initial",)))
         )
     except (pl.exceptions.PolarsError, OSError):
         raise InputError(
@@ -195,8 +196,11 @@ def matched_rows(theirs: Path, ours: Path, size: int) -> np.ndarray:
     if there.filter(pl.col("token") < size)["token"].n_unique() < there.height:
         raise InputError(f"{theirs}: the token ids do not fit the {size:,} rows of the weights. Make the folder again.")
     from_there = there.unique(MEANING, keep="first", maintain_order=True).rename({"token": "row"})
-    rows = here.join(from_there, on=MEANING, how="left", nulls_equal=True, maintain_order="left")["row"]
-    return rows.cast(pl.Int64).fill_null(-1).to_numpy()
+    found = here.join(from_there, on=MEANING, how="left", nulls_equal=True, maintain_order="left")
+    rows = found["row"].cast(pl.Int64).fill_null(-1).to_numpy()
+    # a token that was added to their vocabulary begins as the one that stood for it
+    initial = found["initial"].cast(pl.Int64).fill_null(-1).to_numpy()
+    return np.where((rows < 0) & (initial >= 0), rows[initial], rows)
 
 
 def _kept_rows(folder: Path, manifest: dict[str, Any], store: Timelines, size: int) -> tuple[str, np.ndarray]:

@@ -349,6 +349,8 @@ def quartile_differences(strata: pl.DataFrame, models: pl.DataFrame, name: str) 
 
 def _log_perplexity(panels: list[Axes]) -> None:
     """Logarithmic axes, once everything is drawn: fewer ticks where perplexity spans more than three decades."""
+    if not any(np.size(line.get_ydata()) for axes in panels for line in axes.get_lines()):
+        return  # no bin holds as many subjects as it takes, and nothing has no logarithm
     low, high = panels[0].get_ylim()
     subs = (1, 2, 5) if high < 1e3 * max(low, 1e-3) else (1,)
     for axes in panels:

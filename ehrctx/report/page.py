@@ -70,6 +70,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("value", "lower", "upper", "median", "loss", "deviation", "predicted", "threshold"), pl.Float64),
     **dict.fromkeys(("p", "p_holm", "p_delong", "gain", "gain_lower", "gain_upper"), pl.Float64),
     **dict.fromkeys(("difference", "difference_lower", "difference_upper"), pl.Float64),
+    **dict.fromkeys(("position_from", "position_to"), pl.Int64),  # a table of few subjects may have no row
     "sure": pl.Boolean,
 }
 SUMMARY = {"name", "subjects", "events", "codes", "events_per_subject", "with_numeric_value", "with_text_value"}
@@ -199,6 +200,15 @@ def _risks(tables: dict[str, pl.DataFrame], level: float) -> dict[str, Any]:
     }
 
 
+def _data_name(study: dict[str, Any], folder: str) -> str:
+    """What the page calls the data; imported events lie in a folder whose name says nothing."""
+    if study["simulate"]:
+        return "simulated cohort with a planted cause"
+    if source := study.get("source"):
+        return f"data: {Path(source['folder']).name} ({source['format']})"
+    return f"data: {folder}"
+
+
 def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[str, Any], out: Path) -> None:
     """Writes the page `out` from the tables in `folder`, the timelines' manifest, the summary and the study."""
     tables = read_tables(folder)
@@ -216,6 +226,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         loader=PackageLoader("ehrctx.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     published = read_published(study["published"]) if study.get("published") else None
+    summary = _read_json(summary_file, "check --out", SUMMARY)
     page = environment.get_template("page.html.j2").render(
         **_risks(tables, study["statistics"]["level"]),
         published_tasks=task_rows(scores, published) if published is not None else [],
@@ -225,7 +236,8 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         signed=signed,
         study=study,
         version=__version__,
-        summary=_read_json(summary_file, "check --out", SUMMARY),
+        summary=summary,
+        data=_data_name(study, summary["name"]),
         timelines=read_manifest(timelines, "timelines")["facts"],
         conclusions=task_sentences(tables),
         count=count,

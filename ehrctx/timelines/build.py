@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -29,10 +29,12 @@ from ehrctx.events.pieces import Piece, pieces_of
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.events.shards import read_piece
 from ehrctx.events.splits import read_splits
+from ehrctx.timelines.adaptation import extended, mapping_of, read_vocabulary, spec_of
 from ehrctx.timelines.counting import Counted, count_piece, splits_of
 from ehrctx.timelines.coverage import coverage_facts
 from ehrctx.timelines.encoding import Encoder, added
 from ehrctx.timelines.gather import gather, write_piece
+from ehrctx.timelines.lookup import Lookup
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
 from ehrctx.timelines.statistics import Accumulator, Statistics
 from ehrctx.timelines.store import KIND
@@ -67,6 +69,14 @@ class Source:
         """`profile` is the name of a shipped file, or a path."""
         chosen = load(DatasetProfile, find_profile(profile))
         return cls(open_dataset(data), chosen, read_splits(splits).sort("subject_id"))
+
+    def codes(self) -> pl.DataFrame:
+        """(code, description), each code once."""
+        return read_codes(self.dataset).select("code", "description").unique("code", keep="first", maintain_order=True)
+
+    def parents(self) -> pl.DataFrame:
+        """(code, parent)."""
+        return parents_of(read_codes(self.dataset))
 
 
 @dataclass(frozen=True)
@@ -115,16 +125,38 @@ def _check_pieces(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], count
         raise InputError(str(found[0]))
 
 
-def fit(source: Source, parts: Sequence[CountedPart], spec: TokenizerSpec) -> tuple[Vocabulary, dict[str, Any]]:
-    """The vocabulary of all parts of a data set, and facts about it.
+class Existing(NamedTuple):
+    """A vocabulary that is applied, not fitted: its folder, whether it is adapted (see `adaptation`), and how many
+    tokens are added to it."""
+
+    folder: Path
+    adapts: bool
+    extend: int
+
+
+def spec_for(tokenizer: str | None, existing: Existing | None) -> TokenizerSpec:
+    """The spec of that name or path; that of an existing vocabulary where none is named; else clmbr's."""
+    own = spec_of(existing.folder) if existing and tokenizer is None else None
+    return own or load(TokenizerSpec, find_spec(tokenizer or "clmbr"))
+
+
+def fit(
+    source: Source, parts: Sequence[CountedPart], spec: TokenizerSpec, existing: Existing | None = None
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """The vocabulary for all parts of a data set, and facts about it.
 
     Raises InputError if a subject is in two shards.
     """
     folders = sorted((folder for part in parts for folder in part.pieces), key=lambda folder: folder.name)
     _check_pieces(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
-    codes = read_codes(source.dataset)
+    codes, parents = source.codes(), source.parents()
     statistics = parts[0].statistics if len(parts) == 1 else Statistics.merged(part.statistics for part in parts)
-    return fit_vocabulary(statistics, spec, codes, parents_of(codes))
+    if existing is None:
+        vocabulary, facts = fit_vocabulary(statistics, spec, codes, parents)
+        return vocabulary, {"fitted_on": "train", **facts}
+    given = read_vocabulary(existing.folder, spec)
+    vocabulary = extended(given, statistics, spec, codes, parents, existing.extend)
+    return vocabulary, {"fitted_on": None, "added_tokens": vocabulary.tokens.height - given.tokens.height}
 
 
 def width_of(vocabulary: Vocabulary) -> np.dtype:
@@ -133,11 +165,17 @@ def width_of(vocabulary: Vocabulary) -> np.dtype:
 
 
 def encode(
-    source: Source, counted: Sequence[Path], vocabulary: Vocabulary, spec: TokenizerSpec, out: Path, threads: int
+    source: Source,
+    counted: Sequence[Path],
+    vocabulary: Vocabulary,
+    spec: TokenizerSpec,
+    adapts: bool,
+    out: Path,
+    threads: int,
 ) -> pl.DataFrame:
     """Writes the tokens of each counted piece to a folder of the same name in `out`; returns their COVERAGE."""
-    codes = read_codes(source.dataset)
-    encoder = Encoder(vocabulary, spec, source.profile, codes, parents_of(codes))
+    lookup = Lookup(vocabulary, spec, source.codes(), source.parents(), adapts)
+    encoder = Encoder(lookup, vocabulary.tokens, spec, source.profile)
 
     def one(folder: Path) -> pl.DataFrame:
         piece = Counted.read(folder)
@@ -154,22 +192,29 @@ def encode(
 
 
 def build_timelines(
-    data: Path, profile: str, splits: Path, tokenizer: str, out: Path, threads: int = 2
+    data: Path,
+    profile: str,
+    splits: Path,
+    tokenizer: str | None,
+    out: Path,
+    threads: int = 2,
+    existing: Existing | None = None,
 ) -> dict[str, Any]:
-    """Fits the vocabulary on the train split, encodes every subject, and writes the store to the folder `out`.
+    """Fits the vocabulary on the train split, or takes an `existing` one; encodes every subject; writes the store.
 
-    `profile` and `tokenizer` are names of shipped files, or paths. Returns the facts of the manifest: see `facts_of`.
+    `profile` and `tokenizer` are names of shipped files, or paths. Returns the facts of the manifest: see `finish`.
     """
-    source, spec = Source.open(data, profile, splits), load(TokenizerSpec, find_spec(tokenizer))
+    source, spec = Source.open(data, profile, splits), spec_for(tokenizer, existing)
     facts: dict[str, Any] = {}
-    with new_timelines(data, source, splits, spec, out, facts) as folder:
+    with new_timelines(data, source, splits, spec, existing, out, facts) as folder:
         counted, encoded = folder / ".counted", folder / ".encoded"
         counted.mkdir()
         encoded.mkdir()
         part = count(source, list(enumerate(pieces_of(source.dataset))), counted, threads)
-        vocabulary, about = fit(source, [part], spec)
-        coverage = encode(source, part.pieces, vocabulary, spec, encoded, threads)
-        facts |= finish(vocabulary, coverage, [encoded / piece.name for piece in part.pieces], folder)
+        vocabulary, about = fit(source, [part], spec, existing)
+        adapts = existing is not None and existing.adapts
+        coverage = encode(source, part.pieces, vocabulary, spec, adapts, encoded, threads)
+        finish(source, vocabulary, adapts, coverage, [encoded / piece.name for piece in part.pieces], folder, facts)
         facts |= {**about, "events_before_origin": part.early}
         shutil.rmtree(counted)
         shutil.rmtree(encoded)
@@ -178,23 +223,43 @@ def build_timelines(
 
 @contextmanager
 def new_timelines(
-    data: Path, source: Source, splits: Path, spec: TokenizerSpec, out: Path, facts: dict[str, Any]
+    data: Path,
+    source: Source,
+    splits: Path,
+    spec: TokenizerSpec,
+    existing: Existing | None,
+    out: Path,
+    facts: dict[str, Any],
 ) -> Iterator[Path]:
     """A folder for the store, with its provenance."""
-    choices = {"tokenizer": spec.model_dump(), "profile": source.profile.model_dump()}
-    with new_artifact(out, KIND, choices, {"events": data, "splits": splits}, facts) as folder:
+    choices: dict[str, Any] = {"tokenizer": spec.model_dump(), "profile": source.profile.model_dump()}
+    inputs = {"events": data, "splits": splits}
+    if existing is not None:
+        choices["existing"] = {"adapts": existing.adapts, "extend": existing.extend}
+        inputs["vocabulary"] = existing.folder
+    with new_artifact(out, KIND, choices, inputs, facts) as folder:
         yield folder
 
 
-def finish(vocabulary: Vocabulary, coverage: pl.DataFrame, encoded: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Writes all files of the store but the manifest; returns facts about them."""
+def finish(
+    source: Source,
+    vocabulary: Vocabulary,
+    adapts: bool,
+    coverage: pl.DataFrame,
+    encoded: Sequence[Path],
+    folder: Path,
+    facts: dict[str, Any],
+) -> None:
+    """Writes all files of the store but the manifest, and adds `facts` about them."""
     vocabulary.write(folder)
     coverage.write_parquet(folder / "coverage.parquet")
+    if adapts:
+        mapping = mapping_of(coverage, vocabulary, source.codes(), source.parents())
+        mapping.write_parquet(folder / "mapping.parquet")
     subjects, n_all = gather(encoded, width_of(vocabulary), folder)
     n_tokens = int(np.load(folder / "offsets.npy", mmap_mode="r")[-1])
     ages = vocabulary.tokens.filter(kind="age")
-    return {
-        "fitted_on": "train",
+    facts |= {
         "vocabulary_size": vocabulary.tokens.height,
         "subjects": len(subjects),
         "subjects_without_token": n_all - len(subjects),

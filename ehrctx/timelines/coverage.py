@@ -9,11 +9,12 @@ import polars as pl
 
 from ehrctx.artifacts import read_manifest
 from ehrctx.study import Privacy
-from ehrctx.timelines.encoding import COVERED, LONG_TEXT, NAMES, NOT_FINITE
+from ehrctx.timelines.encoding import LONG_TEXT, NOT_FINITE
+from ehrctx.timelines.lookup import COVERED, NAMES
 from ehrctx.timelines.store import KIND
 
 NO_SYSTEM = "(no system)"
-COLUMNS = ("events", "own token", "value ignored", "rolled up", "unknown token", "dropped")
+COLUMNS = ("events", "own token", "value ignored", "as another code", "unknown token", "dropped")
 
 
 def system(code: pl.Expr) -> pl.Expr:
@@ -50,7 +51,7 @@ def table(coverage: pl.DataFrame) -> pl.DataFrame:
         "events": NAMES,
         "own token": own,
         "value ignored": ignored,
-        "rolled up": ["rolled up"],
+        "as another code": ["rolled up", "mapped"],
         "unknown token": ["unknown token"],
         "dropped": ["out of vocabulary", "static"],
     }
@@ -66,26 +67,23 @@ def table_text(rows: pl.DataFrame, privacy: Privacy) -> str:
     return "\n".join("  ".join(row) for row in aligned)
 
 
-def warning(share: float, rows: pl.DataFrame, least: float) -> str | None:
+def warning(share: float, rows: pl.DataFrame, least: float, is_fitted: bool) -> str | None:
     """A sentence, where less than `least` of the events became a token of their meaning; it names what lost most."""
     if share >= least:
         return None
     lost = rows.with_columns(lost=pl.col("unknown token") + pl.col("dropped")).sort(-pl.col("lost"), "system")
     worst = lost.filter(pl.col("lost") > 0).head(3)["system"].to_list()
+    remedy = "Raise vocabulary_size, or set roll_up." if is_fitted else "Use --adapt and --extend, or fit a vocabulary."
     return (
         f"warning: {share:.1%} of the events have a token of their meaning, less than the tokenizer's least_coverage "
-        f"({least:.0%}); most is lost of {', '.join(worst)}. Raise vocabulary_size, or set roll_up."
+        f"({least:.0%}); most is lost of {', '.join(worst)}. {remedy}"
     )
 
 
-def read_coverage(timelines: Path) -> tuple[pl.DataFrame, float]:
-    """COVERAGE of a folder of timelines, and the share that its tokenizer asks for."""
+def report(timelines: Path, privacy: Privacy) -> tuple[str, str | None]:
+    """What `ehrctx tokenize` prints of a folder of timelines: the table, and a warning if there is reason for one."""
     manifest = read_manifest(timelines, KIND)
+    rows = table(pl.read_parquet(Path(timelines) / "coverage.parquet"))
     least = manifest["settings"]["tokenizer"]["least_coverage"]
-    return pl.read_parquet(Path(timelines) / "coverage.parquet"), least
-
-
-def report(coverage: pl.DataFrame, least: float, privacy: Privacy) -> tuple[str, str | None]:
-    """What `ehrctx tokenize` prints: the table, and a warning if there is reason for one."""
-    rows = table(coverage)
-    return table_text(rows, privacy), warning(coverage_facts(coverage)["coverage"], rows, least)
+    said = warning(manifest["facts"]["coverage"], rows, least, is_fitted="existing" not in manifest["settings"])
+    return table_text(rows, privacy), said

@@ -12,12 +12,11 @@ from typing import Any
 import polars as pl
 
 from ehrctx.artifacts import new_artifact, read_manifest
-from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.pieces import Piece, pieces_of
-from ehrctx.timelines.build import CountedPart, Source, count, encode, finish, fit, new_timelines
+from ehrctx.timelines.build import CountedPart, Existing, Source, count, encode, finish, fit, new_timelines, spec_for
 from ehrctx.timelines.encoding import added
-from ehrctx.timelines.spec import TokenizerSpec, find_spec
+from ehrctx.timelines.spec import TokenizerSpec
 from ehrctx.timelines.statistics import Statistics
 from ehrctx.timelines.vocabulary import Vocabulary
 
@@ -56,46 +55,64 @@ def _read_counted(folder: Path) -> CountedPart:
 
 
 def fit_parts(
-    data: Path, profile: str, splits: Path, tokenizer: str, counted: Sequence[Path], out: Path
+    data: Path,
+    profile: str,
+    splits: Path,
+    tokenizer: str | None,
+    counted: Sequence[Path],
+    out: Path,
+    existing: Existing | None = None,
 ) -> dict[str, Any]:
-    """Writes the folder `out` of the vocabulary that is fitted on all parts."""
-    source, spec = Source.open(data, profile, splits), load(TokenizerSpec, find_spec(tokenizer))
+    """Writes the folder `out` of the vocabulary for all parts: fitted on them, or an `existing` one."""
+    source, spec = Source.open(data, profile, splits), spec_for(tokenizer, existing)
     facts: dict[str, Any] = {}
+    choices: dict[str, Any] = {"tokenizer": spec.model_dump(), "existing": existing and existing._asdict()}
     inputs = {"splits": splits, **{f"part {i}": folder for i, folder in enumerate(counted, 1)}}
-    with new_artifact(out, VOCABULARY, {"tokenizer": spec.model_dump()}, inputs, facts) as folder:
+    with new_artifact(out, VOCABULARY, choices, inputs, facts) as folder:
         parts = [_read_counted(part) for part in counted]
-        vocabulary, about = fit(source, parts, spec)
+        vocabulary, about = fit(source, parts, spec, existing)
         vocabulary.write(folder)
         facts |= {**about, "events_before_origin": sum(part.early for part in parts)}
     return facts
 
 
+def _read_fitted(folder: Path) -> tuple[Vocabulary, TokenizerSpec, Existing | None, dict[str, Any]]:
+    """What `fit_parts` wrote: the vocabulary, its spec, where it is from, and facts."""
+    manifest = read_manifest(folder, VOCABULARY)
+    settings, given = manifest["settings"], manifest["settings"]["existing"]
+    existing = Existing(Path(given["folder"]), given["adapts"], given["extend"]) if given else None
+    spec = TokenizerSpec.model_validate(settings["tokenizer"])
+    return Vocabulary.read(folder), spec, existing, manifest["facts"]
+
+
 def encode_part(
-    data: Path, profile: str, splits: Path, counted: Path, vocabulary: Path, out: Path, threads: int
+    data: Path, profile: str, splits: Path, counted: Path, fitted: Path, out: Path, threads: int
 ) -> dict[str, Any]:
     """Writes the folder `out` of one part's tokens, and what became of its events."""
     source = Source.open(data, profile, splits)
-    spec = TokenizerSpec.model_validate(read_manifest(vocabulary, VOCABULARY)["settings"]["tokenizer"])
+    vocabulary, spec, existing, _ = _read_fitted(fitted)
     facts: dict[str, Any] = {}
-    inputs = {"counted": counted, "vocabulary": vocabulary}
+    inputs = {"counted": counted, "vocabulary": fitted}
     with new_artifact(out, ENCODED, {"profile": source.profile.model_dump()}, inputs, facts) as folder:
         pieces = _read_counted(counted).pieces
-        coverage = encode(source, pieces, Vocabulary.read(vocabulary), spec, folder, threads)
+        adapts = existing is not None and existing.adapts
+        coverage = encode(source, pieces, vocabulary, spec, adapts, folder, threads)
         coverage.write_parquet(folder / "coverage.parquet")
         facts["pieces"] = [piece.name for piece in pieces]
     return facts
 
 
 def gather_parts(
-    data: Path, profile: str, splits: Path, vocabulary: Path, encoded: Sequence[Path], out: Path
+    data: Path, profile: str, splits: Path, fitted: Path, encoded: Sequence[Path], out: Path
 ) -> dict[str, Any]:
     """Writes the folder `out` of timelines from all parts."""
-    source, fitted = Source.open(data, profile, splits), read_manifest(vocabulary, VOCABULARY)
-    spec = TokenizerSpec.model_validate(fitted["settings"]["tokenizer"])
+    source = Source.open(data, profile, splits)
+    vocabulary, spec, existing, about = _read_fitted(fitted)
     facts: dict[str, Any] = {}
-    with new_timelines(data, source, splits, spec, out, facts) as folder:
+    with new_timelines(data, source, splits, spec, existing, out, facts) as folder:
         pieces = {name: part / name for part in encoded for name in read_manifest(part, ENCODED)["facts"]["pieces"]}
         coverage = added([pl.read_parquet(part / "coverage.parquet") for part in encoded])
-        facts |= finish(Vocabulary.read(vocabulary), coverage, [pieces[name] for name in sorted(pieces)], folder)
-        facts |= fitted["facts"]
+        adapts = existing is not None and existing.adapts
+        finish(source, vocabulary, adapts, coverage, [pieces[name] for name in sorted(pieces)], folder, facts)
+        facts |= about
     return facts

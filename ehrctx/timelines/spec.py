@@ -89,6 +89,7 @@ class TokenizerSpec(Config):
         return self
 
 
+FIXED_KINDS = ("special", "visit", "time", "age", "quantile")
 # A token whose meaning the spec alone says: its kind, its name, and the range [lower, upper) that it stands for.
 Fixed = tuple[str, str, float | None, float | None]
 

@@ -40,6 +40,8 @@ class Timelines:
     offsets: np.ndarray
     subjects: np.ndarray
     manifest: dict[str, Any]
+    age_bands: tuple[int, ...] = ()  # in years, where the tokenizer has some
+    first_age_token: int | None = None  # that of ages below the first band's edge
 
     @classmethod
     def open(cls, path: Path) -> Timelines:
@@ -47,25 +49,26 @@ class Timelines:
         path = Path(path)
         manifest = read_manifest(path, KIND)
         arrays = {
-            name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            # plain arrays over the mapped files: taking a slice of a np.memmap costs more than copying it
+            name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             for name in ("tokens", "seconds", "event", "offsets")
         }
-        return cls(path=path, subjects=np.load(path / "subjects.npy", allow_pickle=False), manifest=manifest, **arrays)
+        return cls(
+            path=path,
+            subjects=np.load(path / "subjects.npy", allow_pickle=False),
+            manifest=manifest,
+            age_bands=tuple(manifest["settings"]["tokenizer"]["age_bands"]),
+            first_age_token=manifest["facts"]["first_age_token"],
+            **arrays,
+        )
 
     @property
     def vocabulary_size(self) -> int:
         return int(self.manifest["facts"]["vocabulary_size"])
 
-    @property
-    def first_age_token(self) -> int | None:
-        """The token of the first age band; None where the tokenizer has none."""
-        first: int | None = self.manifest["facts"].get("first_age_token")
-        return first
-
     def age_token(self, seconds: int) -> int:
         """The token of the age band at so many seconds since birth. Only where there are age bands."""
-        bands = self.manifest["settings"]["tokenizer"]["age_bands"]
-        return int(self.first_age_token or 0) + bisect_right(bands, seconds / SECONDS_OF_A_YEAR)
+        return int(self.first_age_token or 0) + bisect_right(self.age_bands, seconds / SECONDS_OF_A_YEAR)
 
     def __len__(self) -> int:
         return len(self.subjects)

@@ -35,6 +35,7 @@ SCHEMA: dict[str, Any] = {
     "description": pl.String,
     "weight": pl.Float64,
     "count": pl.Int64,
+    "initial": pl.UInt32,  # of a token that was added to another site's vocabulary: whose embedding it begins with
 }
 # The bins of every code and unit that has values.
 BINS: dict[str, Any] = {
@@ -64,6 +65,14 @@ class Vocabulary:
     @classmethod
     def read(cls, folder: Path) -> Vocabulary:
         return cls(pl.read_parquet(folder / "vocabulary.parquet"), pl.read_parquet(folder / "bins.parquet"))
+
+
+def as_tokens(rows: pl.DataFrame) -> pl.DataFrame:
+    """`rows` with the columns of SCHEMA; null where they have none."""
+    return rows.select(
+        (pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
+        for name, dtype in SCHEMA.items()
+    )
 
 
 def quantile_cuts(weights: np.ndarray, starts: np.ndarray, bins: int) -> np.ndarray:
@@ -172,32 +181,38 @@ def _that_fit(ranked: pl.DataFrame, room: int) -> pl.DataFrame:
     return fits.filter(pl.when(is_plain).then("_brought_in").otherwise("_place") < last).select(ranked.columns)
 
 
+def best_entries(
+    statistics: Statistics,
+    spec: TokenizerSpec,
+    bins: pl.DataFrame,
+    codes: pl.DataFrame,
+    parents: pl.DataFrame,
+    room: int,
+) -> pl.DataFrame:
+    """At most `room` entries, best first, as rows of SCHEMA without ids. `codes` is (code, description), each once."""
+    chosen = _that_fit(_ranked(_candidates(statistics, spec, bins, parents), spec), room)
+    return chosen.join(codes, on="code", how="left", maintain_order="left")
+
+
 def fit_vocabulary(
     statistics: Statistics, spec: TokenizerSpec, codes: pl.DataFrame, parents: pl.DataFrame
 ) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary of merged `statistics` of the train split, and facts about it: largest_quantile_error.
 
-    `codes` is (code, description), `parents` (code, parent): see `ontology.parents_of`.
+    `codes` is (code, description), each code once; `parents` (code, parent): see `ontology.parents_of`.
     Raises InputError if no event can become a token.
     """
     if statistics.n_subjects == 0 or statistics.entries.is_empty():
         raise InputError("the train split holds no event, so no vocabulary can be fitted. Check the splits.")
-    described = codes.select("code", "description").unique("code", keep="first", maintain_order=True)
     fixed = pl.DataFrame(fixed_tokens(spec), schema=["kind", "code", "lower", "upper"], orient="row")
     room = spec.vocabulary_size - fixed.height
     bins, error = bins_of(statistics, spec)
     if spec.descriptions:
-        own = pl.DataFrame({"text": train_word_pieces(statistics.entries, described, spec.texts, room)})
-        own = own.with_columns(kind=pl.lit("piece"))
+        pieces = train_word_pieces(statistics.entries, codes, spec.texts, room)
+        own = pl.DataFrame({"text": pieces}).with_columns(kind=pl.lit("piece"))
     else:
-        own = _that_fit(_ranked(_candidates(statistics, spec, bins, parents), spec), room)
-        own = own.join(described, on="code", how="left", maintain_order="left")
-    all_columns = pl.DataFrame(schema={name: dtype for name, dtype in SCHEMA.items() if name != "token"})
-    tokens = (
-        pl.concat([all_columns, fixed, own], how="diagonal_relaxed")
-        .with_row_index("token")
-        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
-    )
+        own = best_entries(statistics, spec, bins, codes, parents, room)
+    tokens = as_tokens(pl.concat([fixed, own], how="diagonal_relaxed").with_row_index("token"))
     return Vocabulary(tokens, with_tokens(bins, tokens, spec)), {"largest_quantile_error": error}
 
 

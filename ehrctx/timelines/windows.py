@@ -73,9 +73,9 @@ class Windows:
 
     def training(self, subject: int, start: int) -> np.ndarray:
         """The window of one subject that begins at timed token `start`; int64[<= context]."""
-        body = np.append(self._body(subject), EOS)
-        room = int(self.room(np.array([subject]))[0])
-        return np.concatenate([[BOS], self._prefix(subject, start), body[start : start + room]]).astype(np.int64)
+        prefix, timed = self._prefix(subject, start), self._body(subject)[start:]
+        room = self.context - 1 - len(prefix)
+        return _joined(prefix, timed[:room], ends=len(timed) < room)
 
     def consecutive(self, subjects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(subject, start) of windows that cover every token of `subjects`, and their [EOS], exactly once."""
@@ -100,7 +100,7 @@ class Windows:
         """The window from timed token `start` to the subject's `visible`-th token; int64[<= context]."""
         timed = self._body(subject)[start : visible - int(self.timelines.subjects["n_static"][subject])]
         prefix = self._prefix(subject, start) if len(timed) else self._static(subject)
-        return np.concatenate([[BOS], prefix, timed]).astype(np.int64)
+        return _joined(prefix, timed)
 
     def history(self, subject: int, visible: int) -> np.ndarray:
         """The window that ends with the subject's `visible`-th token, most recent tokens kept; int64[<= context]."""
@@ -113,7 +113,7 @@ class Windows:
     def _prefix(self, subject: int, start: int) -> np.ndarray:
         """Of a window that begins at timed token `start`; [EOS] alone counts as the last event."""
         static = self._static(subject)
-        if not self._has_age(np.array([subject]))[0]:
+        if self.timelines.first_age_token is None or not self._has_age(np.array([subject]))[0]:
             return static
         first = int(self.timelines.offsets[subject]) + len(static) + start
         seconds = int(self.timelines.seconds[min(first, int(self.timelines.offsets[subject + 1]) - 1)])
@@ -122,6 +122,17 @@ class Windows:
     def _body(self, subject: int) -> np.ndarray:
         lo, hi = self.timelines.offsets[subject], self.timelines.offsets[subject + 1]
         return self.timelines.tokens[lo + int(self.timelines.subjects["n_static"][subject]) : hi]
+
+
+def _joined(prefix: np.ndarray, timed: np.ndarray, ends: bool = False) -> np.ndarray:
+    """[BOS], the prefix, timed tokens and, where the timeline `ends`, [EOS]; int64."""
+    window = np.empty(1 + len(prefix) + len(timed) + ends, dtype=np.int64)
+    window[0] = BOS
+    window[1 : 1 + len(prefix)] = prefix
+    window[1 + len(prefix) : 1 + len(prefix) + len(timed)] = timed
+    if ends:
+        window[-1] = EOS
+    return window
 
 
 def pad(windows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-# Raw events: simulated where the study asks for it, checked, split.
+# Raw events: simulated or imported where the study asks for it, checked, split.
 if STUDY.simulate:
 
     rule simulate:
@@ -9,6 +9,22 @@ if STUDY.simulate:
             seed=STUDY.simulate.seed,
         shell:
             "ehrctx simulate --subjects {params.subjects} --seed {params.seed} --out {output}"
+
+
+# Or imported from another format, by the verb of its name.
+if STUDY.source:
+
+    rule import_source:
+        input:
+            SOURCE,
+        output:
+            directory(f"{RESULTS}/events/meds"),
+        params:
+            format=STUDY.source.format,
+            folder=STUDY.source.folder,
+            options=STUDY.import_options(),
+        shell:
+            "ehrctx import {params.format} {params.folder:q} {params.options} --out {output}"
 
 
 rule check:

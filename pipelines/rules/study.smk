@@ -10,6 +10,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.ontology import athena_files
 from ehrctx.events.profile import find_profile
+from ehrctx.events.sources import source_files
 from ehrctx.pretrain.trained import check_starts
 from ehrctx.probe.few_shot import shot_files
 from ehrctx.study import ModelId, Study
@@ -33,9 +34,10 @@ try:
     PROFILE = str(find_profile(STUDY.profile))
     TOKENIZER = str(find_spec(STUDY.tokenizer))
     TASKS = load_definitions(STUDY.tasks)
-    # A MEDS data set is used in place; without one, the cohort is simulated.
+    # A MEDS data set is used in place; without one, another format is imported, or the cohort simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
+    SOURCE = [str(file) for file in source_files(STUDY.source)] if STUDY.source else []
     GIVEN = [str(file) for file in watched_files(TASKS, STUDY.labels.given)]
     DRAWN = STUDY.probe.few_shot.shots if STUDY.probe.few_shot else None
     SHOTS = [str(file) for file in shot_files(Path(DRAWN), [task.task for task in TASKS]).values()] if DRAWN else []

@@ -1,6 +1,6 @@
 # Events -> integer timelines; the vocabulary is fitted on the train split. A large data set is tokenized in parts, which a
 # cluster does side by side (another number: --set-scatter timelines=N); the result is the same to the byte.
-SOURCE = f"--splits {SPLITS} --profile {quote(PROFILE)}"
+DATA_OPTIONS = f"--splits {SPLITS} --profile {quote(PROFILE)}"
 PARTS = workflow.resource_settings.overwrite_scatter.get("timelines", PARTS_BY_SIZE)
 WORK = f"{RESULTS}/timelines/.{Path(TOKENIZER).stem}"
 
@@ -23,7 +23,7 @@ if PARTS == 1:
             data=DATA,
         threads: 2
         shell:
-            "ehrctx tokenize {params.data:q} {SOURCE} --tokenizer {input.tokenizer:q} --out {output} --threads {threads}"
+            "ehrctx tokenize {params.data:q} {DATA_OPTIONS} --tokenizer {input.tokenizer:q} --out {output} --threads {threads}"
 
 else:
 
@@ -38,7 +38,7 @@ else:
             data=DATA,
         threads: 2
         shell:
-            "ehrctx count {params.data:q} {SOURCE} --part {wildcards.scatteritem} --out {output} --threads {threads}"
+            "ehrctx count {params.data:q} {DATA_OPTIONS} --part {wildcards.scatteritem} --out {output} --threads {threads}"
 
     rule fit:
         input:
@@ -50,7 +50,7 @@ else:
             data=DATA,
             counted=lambda _, input: [f"--counted {part}" for part in input.counted],
         shell:
-            "ehrctx fit {params.data:q} {SOURCE} {params.counted} --tokenizer {input.tokenizer:q} --out {output}"
+            "ehrctx fit {params.data:q} {DATA_OPTIONS} {params.counted} --tokenizer {input.tokenizer:q} --out {output}"
 
     rule encode:
         input:
@@ -62,7 +62,7 @@ else:
             data=DATA,
         threads: 2
         shell:
-            "ehrctx encode {params.data:q} {SOURCE} --counted {input.counted} --vocabulary {input.vocabulary} "
+            "ehrctx encode {params.data:q} {DATA_OPTIONS} --counted {input.counted} --vocabulary {input.vocabulary} "
             "--out {output} --threads {threads}"
 
     rule gather:
@@ -75,4 +75,4 @@ else:
             data=DATA,
             encoded=lambda _, input: [f"--encoded {part}" for part in input.encoded],
         shell:
-            "ehrctx gather {params.data:q} {SOURCE} --vocabulary {input.vocabulary} {params.encoded} --out {output}"
+            "ehrctx gather {params.data:q} {DATA_OPTIONS} --vocabulary {input.vocabulary} {params.encoded} --out {output}"

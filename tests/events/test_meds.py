@@ -275,6 +275,25 @@ def test_date_only_codes_move_to_the_days_end_and_are_sorted_again(write_meds, t
     ]
 
 
+def test_date_only_of_all_codes_leaves_births_where_they_are(write_meds, tmp_path):
+    """A birth at the day's end would come after what is known of that day's hours."""
+    rows = [
+        (1, None, "SEX//F"),
+        (1, at(1), "BORN"),
+        (1, at(1), "WEIGHT"),
+        (1, at(1, 8), "LAB"),
+        (1, at(2), "BORN//NOT"),
+    ]
+    read = read_one(write_meds, tmp_path, frame(rows), DatasetProfile(name="p", birth="BORN", date_only=("*",)))
+    assert read.select("code", "time").rows() == [
+        ("SEX//F", None),
+        ("BORN", at(1)),
+        ("LAB", at(1, 8)),
+        ("WEIGHT", at(1, 23, 59)),
+        ("BORN//NOT", at(2, 23, 59)),
+    ]
+
+
 @settings(max_examples=25)
 @given(
     st.lists(

@@ -58,8 +58,8 @@ def write_timelines():
         kinds = vocabulary_size - SPECIAL
         first = np.repeat(rng.integers(0, kinds, size=36), np.diff(arrays["offsets"]))
         arrays["tokens"] = (SPECIAL + (first + 3 * arrays["event"]) % kinds).astype(np.uint16)
-        facts = {"vocabulary_size": vocabulary_size}
-        with new_artifact(folder, KIND, {"seed": seed}, {}, facts) as partial:
+        facts = {"vocabulary_size": vocabulary_size, "first_age_token": None}
+        with new_artifact(folder, KIND, {"seed": seed, "tokenizer": {"age_bands": []}}, {}, facts) as partial:
             for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array)
         return folder

@@ -54,7 +54,11 @@ def test_meanings_that_few_subjects_share_are_withheld(cohort, trained, tmp_path
     assert shipped["token"].to_list() == list(range(whole.height))
     withheld = []
     for mine, original in zip(shipped.iter_rows(named=True), whole.iter_rows(named=True), strict=True):
-        if original["kind"] != "special" and subjects[mine["token"]] < 10:
+        of_code = [
+            subjects[t] for t, code in zip(whole["token"], whole["code"], strict=True) if code == original["code"]
+        ]
+        n = max(of_code) if original["kind"] == "code" else subjects[mine["token"]]
+        if original["kind"] != "special" and n < 10:
             withheld.append(mine["token"])
             assert mine.pop("kind") == "withheld"
             assert {v for name, v in mine.items() if name != "token"} == {None}
@@ -70,7 +74,8 @@ def test_one_talkative_subject_is_not_many(cohort, tmp_path):
     tokens, offsets = np.load(copy / "tokens.npy"), np.load(copy / "offsets.npy")
     subjects = np.load(copy / "subjects.npy")
     i = np.flatnonzero(subjects["split"] == "train")[0]
-    rare = int(Timelines.open(copy).vocabulary_size) - 1
+    vocabulary = pl.read_parquet(copy / "vocabulary.parquet")
+    rare = int(vocabulary.filter(pl.len().over("code") == 1)["token"].max())  # no other token of its code is common
     tokens[tokens == rare] = 7
     tokens[offsets[i] : offsets[i + 1]] = rare
     np.save(copy / "tokens.npy", tokens)

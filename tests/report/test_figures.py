@@ -295,6 +295,16 @@ def test_differences_are_drawn_task_by_task_for_the_longest_contexts():
 # --- perplexity and losses ---
 
 
+def test_perplexity_of_too_few_subjects_is_drawn_empty():
+    """A study whose held-out subjects are fewer than a bin takes has a table without rows."""
+    models = grid(["llama", "mamba"], [64, 512])
+    none = pl.DataFrame([position(models["model"][0], 64, 90, 50.0)]).clear()
+    for draw in (perplexity_by_position, perplexity_of_repeats):
+        figure = draw(none, models)
+        figure.canvas.draw()
+        assert len(figure.axes) == 2
+
+
 def test_perplexity_is_drawn_with_its_band_and_the_context_lengths():
     models = grid(["llama"], [64, 512])
     spans = [(64, 90), (1, 1), (2, 3)]  # in any order

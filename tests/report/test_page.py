@@ -248,6 +248,19 @@ def test_masked_counts_stay_masked(make):
     assert "Counts under 10 are shown as “<10”; one that would give such a count away" in parsed.text
 
 
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ({"simulate": {"subjects": 150, "seed": 1}}, "simulated cohort with a planted cause"),
+        ({"source": {"format": "omop", "folder": "/data/clinic-cdm/"}}, "data: clinic-cdm (omop)"),
+        ({"source": None}, "data: cohort"),
+    ],
+)
+def test_the_data_are_named(make, tables, study, said):
+    _, parsed = make(tables, **study)
+    assert said in parsed.text
+
+
 def test_names_are_escaped(make, tables):
     text, parsed = make(tables, name="<script>alert(1)</script>")
     assert "script" not in parsed.tags

@@ -1,0 +1,20 @@
+"""Data sets of other formats that a study names (`source`): the files that their import reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ehrctx.events.ehrshot import find_release
+from ehrctx.events.femr import database_files
+from ehrctx.events.omop.read import find_tables
+from ehrctx.study import EhrshotSource, FemrSource, OmopSource
+
+
+def source_files(source: OmopSource | EhrshotSource | FemrSource) -> list[Path]:
+    """The files on which the imported events depend. Raises InputError where the folder is not of this format."""
+    folder = Path(source.folder)
+    if isinstance(source, EhrshotSource):
+        return find_release(folder).files() + ([Path(source.concepts) / "CONCEPT.csv"] if source.concepts else [])
+    if isinstance(source, FemrSource):
+        return database_files(folder)
+    return [file for table in find_tables(folder).values() for file in table.files]

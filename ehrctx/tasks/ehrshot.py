@@ -1,0 +1,68 @@
+"""`ehrctx import ehrshot`: EHRSHOT's CSV release as one MEDS folder, with its splits, labels and few-shot draws."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ehrctx.artifacts import new_artifact
+from ehrctx.events.ehrshot import SEVERAL_FINDINGS, find_release, write_events
+from ehrctx.tasks.given import read_given
+
+SHOT_FILES = ("all_shots_data.json", "few_shots_data.json")
+TASKS = (
+    "guo_los", "guo_readmission", "guo_icu", "lab_thrombocytopenia", "lab_hyperkalemia", "lab_hypoglycemia",
+    "lab_hyponatremia", "lab_anemia", "new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus",
+    "new_acutemi",
+)  # fmt: skip
+
+
+def _write_labels(files: dict[str, Path], folder: Path, subjects: np.ndarray) -> dict[str, Any]:
+    """`labels/<task>/labels.parquet` in the MEDS label schema: every label of the release, none left out."""
+    facts: dict[str, Any] = {"labels": {}, "labels_of_subjects_without_events": {}}
+    for task, file in files.items():
+        labels = read_given(file)
+        (folder / "labels" / task).mkdir(parents=True)
+        labels.write_parquet(folder / "labels" / task / "labels.parquet")
+        facts["labels"][task] = labels.height
+        unknown = int((~np.isin(labels["subject_id"].to_numpy(), subjects)).sum())
+        if unknown:
+            facts["labels_of_subjects_without_events"][task] = unknown
+    return facts
+
+
+def _copy_shots(files: dict[str, Path], folder: Path) -> list[str]:
+    """`shots/<task>/…`, the release's few-shot draws as they are. Returns the tasks that have some."""
+    copied = []
+    for task, file in files.items():
+        draws = [file.with_name(name) for name in SHOT_FILES if file.with_name(name).is_file()]
+        if draws:
+            (folder / "shots" / task).mkdir(parents=True)
+            copied.append(task)
+        for draw in draws:
+            shutil.copyfile(draw, folder / "shots" / task / draw.name)
+    return copied
+
+
+def import_ehrshot(source: Path, out: Path, concepts: Path | None = None) -> dict[str, Any]:
+    """Writes EHRSHOT's CSV release below `source` to the folder `out`: `data/`, `metadata/`, `labels/`, `shots/`.
+
+    `concepts` is the folder of an Athena download: descriptions and parents of codes. Returns what was counted.
+    Raises InputError, by file and row, where the release is incomplete or a text is not what its column holds.
+    """
+    release = find_release(source)
+    inputs = {"events": release.events, "splits": release.splits}
+    inputs |= {f"labels of {task}": file for task, file in release.labels.items()}
+    if concepts is not None:
+        inputs["concepts"] = Path(concepts)
+    facts: dict[str, Any] = {}
+    with new_artifact(out, "events", {"format": "ehrshot"}, inputs, facts) as folder:
+        counted, subjects = write_events(release, folder, concepts)
+        facts |= counted | _write_labels(release.labels, folder, subjects)
+        facts["shots"] = _copy_shots(release.labels, folder)
+        facts["tasks_without_labels"] = [task for task in TASKS if task not in release.labels]
+        facts["tasks_left_out"] = [SEVERAL_FINDINGS]
+    return facts
