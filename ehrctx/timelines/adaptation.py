@@ -112,17 +112,15 @@ def _initial(rows: pl.DataFrame, bins: pl.DataFrame, known: pl.DataFrame, vocabu
         .join(known.select("code", "other"), on="code")
         .join(bins.select(*of_measure, "lower", upness), on=[*of_measure, "lower"], how="left", nulls_equal=True)
     )
-    below = pl.col("upper") - pl.col("upper").abs() * 1e-6  # of a bin without a lower edge
-    numbers = new.filter(kind="number").with_columns(
-        value=pl.when(pl.col("lower").is_finite()).then("lower").otherwise(below)
-    )
     old = vocabulary.bins.with_columns(of_all=pl.len().over(of_measure)).drop_nulls("token")
-    old = old.select(pl.exclude(of_measure), other="code", of_unit="unit").rename({"lower": "from", "upper": "to"})
-    pairs = numbers.join(old.rename({"token": "initial", "bin": "nth"}), on="other")
+    old = old.select(pl.exclude(of_measure), other="code", of_unit="unit").rename(
+        {"lower": "from", "upper": "to", "count": "events"}
+    )
+    pairs = new.filter(kind="number").join(old.rename({"token": "initial", "bin": "nth"}), on="other")
     same_unit = pl.col("unit").eq_missing(pl.col("of_unit"))
-    falls = same_unit & (pl.col("value") >= pl.col("from")) & (pl.col("value") < pl.col("to"))
+    falls = same_unit & (pl.col("lower") >= pl.col("from")) & (pl.col("lower") < pl.col("to"))
     as_far_up = (pl.col("upness") * pl.col("of_all")).floor() + 1 == pl.col("nth")
-    binned = pairs.filter(falls | as_far_up).sort("row", ~falls, -pl.col("count").fill_null(0), "initial")
+    binned = pairs.filter(falls | as_far_up).sort("row", ~falls, -pl.col("events").fill_null(0), "initial")
     texts = vocabulary.tokens.filter(kind="text").select("text", other="code", initial="token")
     commonest = vocabulary.tokens.sort(-pl.col("count").fill_null(0), "token").unique("code", keep="first")
     choices = [

@@ -24,7 +24,7 @@ def test_layout(random_events, build):
     assert timelines.tokens.dtype == np.uint16
     assert (timelines.seconds.dtype, timelines.event.dtype) == (np.uint32, np.uint32)
     assert timelines.offsets.dtype == np.int64
-    assert isinstance(timelines.tokens, np.memmap)
+    assert isinstance(timelines.tokens.base, np.memmap)
     assert len(timelines) == len(timelines.offsets) - 1
     assert timelines.offsets[0] == 0
     assert timelines.offsets[-1] == len(timelines.tokens) == len(timelines.seconds) == len(timelines.event)

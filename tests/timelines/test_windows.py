@@ -25,13 +25,13 @@ def store_of(sizes, ages=None):
     subjects["n_static"] = [s for s, _ in sizes]
     n = int(offsets[-1])
     tokens = np.arange(100, 100 + n).astype(np.uint16)
-    seconds, manifest = np.zeros(n, np.uint32), {"facts": {}, "settings": {"tokenizer": {"age_bands": []}}}
+    seconds, bands = np.zeros(n, np.uint32), {}
     if ages is not None:
-        manifest = {"facts": {"first_age_token": 7}, "settings": {"tokenizer": {"age_bands": [18, 65]}}}
+        bands = {"age_bands": (18, 65), "first_age_token": 7}
         subjects["born"] = [own is not None for own in ages]
         for end, own in zip(offsets[1:], ages, strict=True):
             seconds[end - len(own or ()) : end] = np.ceil(np.array(own or ()) * 365.25 * 86_400)
-    return Timelines(None, tokens, seconds, np.zeros(n, np.uint32), offsets, subjects, manifest)
+    return Timelines(None, tokens, seconds, np.zeros(n, np.uint32), offsets, subjects, {}, **bands)
 
 
 def parts_of(timelines, subject):
