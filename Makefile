@@ -34,7 +34,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for name in scan long_conv rms_norm token_loss training_step batches embed probe bootstrap interval_coverage; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@for name in scan long_conv rms_norm token_loss training_step batches tokenization store embed probe bootstrap interval_coverage; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 dashboard: $(READY)
 	@echo "Open $(DASHBOARD)"

@@ -1,9 +1,10 @@
 """Tokenizing: fit and apply, from parquet to the store, against a loop over events and against polars alone.
 
-The loop is the reference's logic (a code's bins tried one after another, dictionaries for the rest), over events that
-are in memory as Python objects; its rate is that of applying alone, on a million of them. The polars variant reads,
-fits exact quantiles and applies them by joins, in memory, and writes the tokens. Each case runs in a process of its
-own, whose most resident memory is told (Python and its libraries are some 250 MiB of it).
+The loop is the reference's logic: an event becomes the name of a token (a code's bins are tried one after another), and
+the names of a subject become ids in transformers' tokenizer in Python; and, to see what is whose, the same with a
+dictionary for the ids. Its events are in memory as Python objects: the rate is that of applying alone, on a million of
+them. The polars variant reads, fits exact quantiles and applies them by joins, in memory, and writes the tokens. Each
+case runs in a process of its own, whose most resident memory is told (Python and its libraries are some 250 MiB of it).
 
 Not named tokenize.py: Python would take that for its own module of this name, in every benchmark beside it.
 """
@@ -39,40 +40,75 @@ class Event:
 
 
 class Loop:
-    """The reference's logic: an event becomes the name of a token, and the name its id."""
+    """The reference's logic: an event becomes the name of a token, a code's ranges tried one after another."""
 
     def __init__(self, vocabulary: pl.DataFrame) -> None:
-        self.tokens: dict[str, dict[str, Any]] = {}
+        self.tokens: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self.ids: dict[str, int] = {}
         for row in vocabulary.iter_rows(named=True):
-            of_code = self.tokens.setdefault(row["code"], {})
-            if row["kind"] == "code":
-                name = of_code["code"] = row["code"]
-            elif row["kind"] == "text":
-                name = of_code.setdefault("text", {})[row["text"]] = f"{row['code']} || {row['text']}"
-            else:
-                name = f"{row['code']} || {row['unit']} || {row['lower']} - {row['upper']}"
-                of_unit = of_code.setdefault("number", {}).setdefault(row["unit"], [])
-                of_unit.append((name, row["lower"], row["upper"]))
+            name = {
+                "code": row["code"],
+                "text": f"{row['code']} || {row['text']}",
+                "number": f"{row['code']} || {row['unit']} || {row['lower']} - {row['upper']}",
+            }[row["kind"]]
+            says = {"unit": row["unit"], "from": row["lower"], "to": row["upper"], "texts": [row["text"]]}
+            of_kind = self.tokens.setdefault(row["code"], {}).setdefault(row["kind"], [])
+            of_kind.append({"token": name, "says": says})
             self.ids[name] = row["token"]
 
     def name_of(self, event: Event) -> str | None:
         if event.code not in self.tokens:
             return None
         of_code = self.tokens[event.code]
-        if event.value is not None and isinstance(event.value, float | int) and "number" in of_code:
-            for name, lower, upper in of_code["number"].get(event.unit, ()):
-                if lower <= event.value < upper:
-                    return name
-        if event.value is not None and isinstance(event.value, str) and "text" in of_code:
-            name = of_code["text"].get(event.value)
-            if name is not None:
-                return name
-        return of_code.get("code")
+        if "number" in of_code and event.value is not None and isinstance(event.value, float | int):
+            for entry in of_code["number"]:
+                says = entry["says"]
+                if says["unit"] == event.unit and says["from"] <= event.value < says["to"]:
+                    return entry["token"]
+        if "text" in of_code and event.value is not None and isinstance(event.value, str) and event.value != "":
+            for entry in of_code["text"]:
+                if event.value in entry["says"]["texts"]:
+                    return entry["token"]
+        return of_code["code"][0]["token"] if "code" in of_code else None
 
-    def __call__(self, events: list[Event]) -> list[int]:
-        named = [name for event in events if (name := self.name_of(event)) is not None]
-        return [self.ids[name] for name in named]
+    def names_of(self, events: list[Event]) -> list[str]:
+        names = []
+        for event in events:
+            name = self.name_of(event)
+            if name is not None:
+                names.append(name)
+        return names
+
+
+def reference_tokenizer(ids: dict[str, int]) -> Any:
+    """As the reference has it: transformers' tokenizer in Python, whose words are the names of tokens."""
+    from transformers import PreTrainedTokenizer
+
+    class Tokenizer(PreTrainedTokenizer):
+        def __init__(self) -> None:
+            self.names = {number: name for name, number in ids.items()}
+            super().__init__(pad_token="[PAD]", unk_token="[UNK]")
+
+        @property
+        def vocab_size(self) -> int:
+            return len(ids)
+
+        def get_vocab(self) -> dict[str, int]:
+            return dict(ids)
+
+        def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+            return [text]
+
+        def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+            return [text]
+
+        def _convert_token_to_id(self, token: str) -> int:
+            return ids[token]
+
+        def _convert_id_to_token(self, index: int) -> str:
+            return self.names[index]
+
+    return Tokenizer()
 
 
 def ours(data: Path, out: Path) -> float:
@@ -106,24 +142,46 @@ def in_polars(data: Path, out: Path) -> float:
     return time.perf_counter() - started
 
 
-def in_a_loop(data: Path, out: Path) -> float:
-    """Applying alone, subject by subject; `out` is a folder of ours, whose vocabulary it applies."""
-    vocabulary = pl.read_parquet(out / "vocabulary.parquet").filter(pl.col("kind").is_in(["code", "text", "number"]))
-    loop = Loop(vocabulary)
+def _looped(data: Path, out: Path, through_transformers: bool) -> float:
+    """Applying alone, subject by subject; `out` is a folder of ours, whose vocabulary is applied."""
+    vocabulary = pl.read_parquet(out / "vocabulary.parquet")
+    loop = Loop(vocabulary.filter(pl.col("kind").is_in(["code", "text", "number"])))
+    ids = dict(vocabulary.filter(kind="special").select("code", "token").iter_rows()) | loop.ids
+    tokenizer = reference_tokenizer(ids) if through_transformers else None
     rows = pl.read_parquet(sorted((data / "data").glob("*.parquet"))[0]).head(LOOPED)
+    columns = ("subject_id", "code", "numeric_value", "text_value", "unit")
     subjects: dict[int, list[Event]] = {}
-    for subject, code, value, text, unit in rows.select(
-        "subject_id", "code", "numeric_value", "text_value", "unit"
-    ).iter_rows():
+    for subject, code, value, text, unit in rows.select(columns).iter_rows():
         subjects.setdefault(subject, []).append(Event(code, text if value is None else value, unit))
     started = time.perf_counter()
-    timelines = [loop(events) for events in subjects.values()]
+    n = 0
+    for events in subjects.values():
+        names = loop.names_of(events)
+        if tokenizer is None:
+            n += len([ids[name] for name in names])
+        elif names:
+            asked = {"is_split_into_words": True, "add_special_tokens": False}
+            n += len(tokenizer([names], **asked)["input_ids"][0])
     seconds = time.perf_counter() - started
-    assert sum(map(len, timelines)) <= LOOPED
+    expected = int(np.load(out / "offsets.npy")[len(subjects)])
+    assert n == expected, f"{n:,} tokens in the loop, {expected:,} in the store"
     return seconds
 
 
-VARIANTS = {"ours": ours, "polars": in_polars, "loop": in_a_loop}
+def as_the_reference(data: Path, out: Path) -> float:
+    return _looped(data, out, through_transformers=True)
+
+
+def in_a_loop(data: Path, out: Path) -> float:
+    return _looped(data, out, through_transformers=False)
+
+
+VARIANTS = {"ours": ours, "reference": as_the_reference, "loop": in_a_loop, "polars": in_polars}
+BASELINES = {
+    "reference": "the reference's loop over events, applying alone",
+    "loop": "the same loop with a dictionary for the ids",
+    "polars": "polars in memory, fit and apply",
+}
 
 
 def run(variant: str, data: Path, out: Path) -> tuple[float, float]:
@@ -147,12 +205,13 @@ def measure(n_events: int, repeats: int) -> None:
         peaks = dict.fromkeys(VARIANTS, 0.0)
         for turn in range(repeats):
             for name in VARIANTS:
-                out = folder / ("ours_0" if name == "loop" else f"{name}_{turn}")
+                is_loop = name in ("reference", "loop")
+                out = folder / ("ours_0" if is_loop else f"{name}_{turn}")
                 seconds, peak = run(name, folder / "data_set", out)
-                rates[name].append((LOOPED if name == "loop" else n_events) / seconds)
+                rates[name].append((min(LOOPED, n_events) if is_loop else n_events) / seconds)
                 peaks[name] = max(peaks[name], peak)
         median = {name: float(np.median(found)) for name, found in rates.items()}
-        for name, told in (("loop", "loop over events, applying alone"), ("polars", "polars in memory, fit and apply")):
+        for name, told in BASELINES.items():
             line(
                 "tokenize", f"{n_events:,} events, clmbr, {THREADS} threads", "events/s", median["ours"], median[name],
                 told, repeats, more_is_better=True, ours_peak_mib=peaks["ours"], baseline_peak_mib=peaks[name],
