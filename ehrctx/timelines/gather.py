@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,19 +15,42 @@ from ehrctx.timelines.store import SUBJECT
 ARRAYS = ("tokens", "seconds", "event")
 
 
+MOST_OPEN = 256  # files at a time
+
+
+def _data_start(file: Path) -> int:
+    """Where the numbers of a .npy file begin."""
+    with file.open("rb") as stream:
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_1_0(stream)
+        return stream.tell()
+
+
 def _write_array(file: Path, dtype: np.dtype, parts: Sequence[Path], slices: np.ndarray) -> None:
-    """One .npy file of `slices` (part, from, to) in order. Written, not mapped, so that nothing stays in memory."""
-    total = int((slices[:, 2] - slices[:, 1]).sum())
-    mapped: dict[int, np.ndarray] = {}
-    with file.open("wb") as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (total,)}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for part, first, end in slices.tolist():
-            if part not in mapped:
-                if len(mapped) > 64:
-                    mapped.clear()
-                mapped[part] = np.load(parts[part], mmap_mode="r")
-            stream.write(np.asarray(mapped[part][first:end], dtype=dtype).tobytes())
+    """One .npy file of `slices` (part, from, to) of `parts`, which are .npy files of the same type.
+
+    Read and written, not mapped: the pages of mapped files would count as this process's memory.
+    """
+    starts = [_data_start(part) for part in parts]
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (int((slices[:, 2] - slices[:, 1]).sum()),),
+    }
+    opened: dict[int, int] = {}
+    try:
+        with file.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for part, first, end in slices.tolist():
+                if part not in opened:
+                    if len(opened) == MOST_OPEN:
+                        os.close(opened.pop(next(iter(opened))))
+                    opened[part] = os.open(parts[part], os.O_RDONLY)
+                at, size = starts[part] + first * dtype.itemsize, (end - first) * dtype.itemsize
+                stream.write(os.pread(opened[part], size, at))
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
 
 
 def write_piece(piece: Counted, encoded: Encoded, width: np.dtype, folder: Path) -> None:

@@ -65,20 +65,23 @@ def factorize(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def added_up(keys: np.ndarray, weight: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct uint64 keys as they come, and the sums of their int64 weights and counts."""
-    found, table = np.empty(SMALLEST // 2, dtype=np.uint64), empty_table()
-    weights, counts = np.empty(len(found), dtype=np.int64), np.empty(len(found), dtype=np.int64)
-    known = 0
-    for row in range(len(keys)):
-        place = place_of(keys[row], found, table)
+def add_up(
+    keys: np.ndarray, weights: np.ndarray, counts: np.ndarray, known: int, table: np.ndarray,
+    new_keys: np.ndarray, new_weights: np.ndarray, new_counts: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray]:  # fmt: skip
+    """Adds int64 weights and counts of `new_keys` (uint64) to those of the first `known` of `keys`, in place.
+
+    Returns the same five: longer where there was no room, with keys that were new after the others.
+    """
+    for row in range(len(new_keys)):
+        place = place_of(new_keys[row], keys, table)
         if table[place] < 0:
-            if known == len(found):
-                table, found = table_of(found), twice_as_long(found)
+            if known == len(keys):
+                table, keys = table_of(keys), twice_as_long(keys)
                 weights, counts = twice_as_long(weights), twice_as_long(counts)
-                place = place_of(keys[row], found, table)
-            table[place], found[known], weights[known], counts[known] = known, keys[row], 0, 0
+                place = place_of(new_keys[row], keys, table)
+            table[place], keys[known], weights[known], counts[known] = known, new_keys[row], 0, 0
             known += 1
-        weights[table[place]] += weight[row]
-        counts[table[place]] += count[row]
-    return found[:known].copy(), weights[:known].copy(), counts[:known].copy()
+        weights[table[place]] += new_weights[row]
+        counts[table[place]] += new_counts[row]
+    return keys, weights, counts, known, table

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrctx.timelines.hashing_numba import added_up, factorize
+from ehrctx.timelines.hashing_numba import SMALLEST, add_up, factorize
 
 WHOLE = 2**36  # the weight of a subject: 2^27 of them fit into 64 bits, and of a million events each weighs 6.9e4
 MOST_CELLS = 4096
@@ -61,26 +61,6 @@ def lower_bounds(values: pl.DataFrame) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def _coarsened(values: pl.DataFrame) -> pl.DataFrame:
-    """One row per cell: every measure at the coarsest level of its rows, or at the finest with MOST_CELLS cells."""
-    of_row, measures = factorize(values["measure"].to_numpy())
-    given = values["level"].to_numpy()
-    level = np.zeros(len(measures), dtype=np.uint8)
-    np.maximum.at(level, of_row[given > 0], given[given > 0])
-    cell = values["cell"].to_numpy() >> (level[of_row] - given).astype(np.uint32)
-    weight, count = values["weight"].to_numpy(), values["count"].to_numpy()
-    while True:
-        keys, weight, count = added_up(of_row.astype(np.uint64) << np.uint64(32) | cell, weight, count)
-        of_row, cell = (keys >> np.uint64(32)).astype(np.int64), keys.astype(np.uint32)
-        large = np.bincount(of_row, minlength=len(measures)) > MOST_CELLS
-        if not large.any():
-            break
-        level[large] += 1
-        cell = cell >> large[of_row].astype(np.uint32)
-    columns = {"measure": measures[of_row], "cell": cell, "level": level[of_row], "weight": weight, "count": count}
-    return pl.DataFrame(columns, schema=VALUES)
-
-
 @dataclass(frozen=True)
 class Statistics:
     """Of the train events of any part of a data set."""
@@ -92,14 +72,10 @@ class Statistics:
     @classmethod
     def merged(cls, parts: Iterable[Statistics]) -> Statistics:
         """Those of all parts together."""
-        parts = list(parts)
-        entries = pl.concat([pl.DataFrame(schema=ENTRIES), *(part.entries for part in parts)])
-        values = pl.concat([pl.DataFrame(schema=VALUES), *(part.values for part in parts)])
-        return cls(
-            entries=entries.group_by(ENTRY).agg(pl.col("weight", "count", "subjects").sum()).select(*ENTRIES),
-            values=_coarsened(values),
-            n_subjects=sum(part.n_subjects for part in parts),
-        )
+        total = Accumulator()
+        for part in parts:
+            total.add(part)
+        return total.result()
 
     def in_order(self) -> Statistics:
         """The same, in an order that says nothing of how they came about."""
@@ -114,20 +90,91 @@ class Statistics:
         return cls(pl.read_parquet(folder / "entries.parquet"), pl.read_parquet(folder / "values.parquet"), n_subjects)
 
 
-class Accumulator:
-    """Statistics that grow piece by piece, in memory that grows with what they know, not with the pieces."""
-
-    ROWS = 4_000_000  # of pieces that wait to be merged
+class _Cells:
+    """VALUES of any parts, added up in place; every measure at the finest level with MOST_CELLS cells."""
 
     def __init__(self) -> None:
-        self._merged = Statistics.merged([])
-        self._waiting: list[Statistics] = []
+        self._number: dict[int, int] = {}  # of each measure, as they come
+        self._level, self._size = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int64)
+        self._clear(SMALLEST // 2)
+
+    def _clear(self, room: int) -> None:
+        self._keys = np.empty(room, dtype=np.uint64)  # a measure's number, then the cell
+        self._weights, self._counts = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+        self._known, self._table = 0, np.full(2 * room, -1, dtype=np.int32)
+        self._size[:] = 0
+
+    def _numbers(self, measures: np.ndarray) -> np.ndarray:
+        """The number of each row's measure; int64[n]."""
+        ids, distinct = factorize(measures)
+        known = len(self._number)
+        numbers = np.array([self._number.setdefault(m, len(self._number)) for m in distinct.tolist()], dtype=np.int64)
+        more = len(self._number) - known
+        self._level = np.append(self._level, np.zeros(more, dtype=np.uint8))
+        self._size = np.append(self._size, np.zeros(more, dtype=np.int64))
+        return numbers[ids]
+
+    def add(self, values: pl.DataFrame) -> None:
+        of_row, given = self._numbers(values["measure"].to_numpy()), values["level"].to_numpy()
+        finer = self._level.copy()
+        np.maximum.at(finer, of_row[given > 0], given[given > 0])
+        if (finer > self._level).any():
+            self._coarsen(finer)
+        self._insert(of_row, values["cell"].to_numpy(), given, values["weight"].to_numpy(), values["count"].to_numpy())
+        while (large := self._size > MOST_CELLS).any():
+            self._coarsen(self._level + large.astype(np.uint8))
+
+    def _insert(
+        self, of_row: np.ndarray, cell: np.ndarray, level: np.ndarray, weight: np.ndarray, count: np.ndarray
+    ) -> None:
+        cell = cell >> (self._level[of_row] - level).astype(np.uint32)
+        before = self._known
+        self._keys, self._weights, self._counts, self._known, self._table = add_up(
+            self._keys, self._weights, self._counts, before, self._table,
+            of_row.astype(np.uint64) << np.uint64(32) | cell, weight, count,
+        )  # fmt: skip
+        new = (self._keys[before : self._known] >> np.uint64(32)).astype(np.int64)
+        self._size += np.bincount(new, minlength=len(self._size))
+
+    def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Number of the measure, cell, level, weight and count of each cell."""
+        keys = self._keys[: self._known]
+        of_row = (keys >> np.uint64(32)).astype(np.int64)
+        weights, counts = self._weights[: self._known], self._counts[: self._known]
+        return of_row, keys.astype(np.uint32), self._level[of_row], weights, counts
+
+    def _coarsen(self, level: np.ndarray) -> None:
+        """Puts the measures on other levels, none of them finer."""
+        rows = self._rows()
+        self._clear(len(self._keys))
+        self._level = level
+        self._insert(*rows)
+
+    def frame(self) -> pl.DataFrame:
+        of_row, cell, level, weight, count = self._rows()
+        measures = np.fromiter(self._number, dtype=np.uint64, count=len(self._number))
+        columns = {"measure": measures[of_row], "cell": cell, "level": level, "weight": weight, "count": count}
+        return pl.DataFrame(columns, schema=VALUES)
+
+
+class Accumulator:
+    """Statistics that grow part by part, in memory that grows with what they know, not with the parts."""
+
+    ROWS = 500_000  # of entries that wait to be added up
+
+    def __init__(self) -> None:
+        self._entries, self._cells, self._n_subjects = [pl.DataFrame(schema=ENTRIES)], _Cells(), 0
 
     def add(self, part: Statistics) -> None:
-        self._waiting.append(part)
-        if sum(s.values.height + s.entries.height for s in self._waiting) > max(self.ROWS, self._merged.values.height):
-            self._merged = self.result()
-            self._waiting = []
+        self._cells.add(part.values)
+        self._entries.append(part.entries.select(*ENTRIES))
+        self._n_subjects += part.n_subjects
+        if sum(entries.height for entries in self._entries) > self.ROWS:
+            self._entries = [self._added()]
+
+    def _added(self) -> pl.DataFrame:
+        sums = pl.col("weight", "count", "subjects").sum()
+        return pl.concat(self._entries).group_by(ENTRY).agg(sums).select(*ENTRIES)
 
     def result(self) -> Statistics:
-        return Statistics.merged([self._merged, *self._waiting])
+        return Statistics(self._added(), self._cells.frame(), self._n_subjects)

@@ -99,28 +99,27 @@ def bins_of(statistics: Statistics, spec: TokenizerSpec) -> tuple[pl.DataFrame, 
     names = statistics.entries.filter(kind="number").select("code", "unit").unique().sort("code", "unit")
     if not spec.bins or names.is_empty():
         return pl.DataFrame(schema=BINS), 0.0
-    measures = [measure_of(code, unit) for code, unit in names.iter_rows()]
-    named = pl.DataFrame({"measure": pl.Series(measures, dtype=pl.UInt64)}).with_row_index("order")
-    cells = statistics.values.join(named, on="measure").sort("order", "cell")
-    order, values = cells["order"].to_numpy(), lower_bounds(cells)
+    named = {measure_of(code, unit): order for order, (code, unit) in enumerate(names.iter_rows())}
+    # sorted by themselves, without the names, of which there are few: these can be most of what a fit holds in memory
+    cells = statistics.values.filter(pl.col("measure").is_in(list(named))).sort("measure", "cell")
+    measure, values = cells["measure"].to_numpy(), lower_bounds(cells)
     weights = cells["weight" if spec.weights == "subject" else "count"].to_numpy()
-    starts = np.flatnonzero(np.append(True, order[1:] != order[:-1]))
+    starts = np.flatnonzero(np.append(True, measure[1:] != measure[:-1]))
     cuts = quantile_cuts(weights, starts, spec.bins)
     first = np.union1d(starts, cuts)
     is_start = np.isin(first, starts)
     lower = np.where(is_start, np.float32(-np.inf), values[first])
     upper = np.where(np.append(is_start[1:], True), np.float32(np.inf), np.append(lower[1:], np.float32(np.inf)))
     sizes = np.diff(np.append(np.flatnonzero(is_start), len(first)))
-    bins = names.select(pl.all().gather(order[first])).with_columns(
-        lower=pl.Series(lower),
-        upper=pl.Series(upper),
-        bin=pl.Series(np.arange(len(first)) - np.repeat(np.flatnonzero(is_start), sizes) + 1),
-        **{name: pl.Series(np.add.reduceat(cells[name].to_numpy(), first)) for name in ("weight", "count")},
-    )
+    nth = np.arange(len(first)) - np.repeat(np.flatnonzero(is_start), sizes) + 1
+    order = np.repeat([named[int(m)] for m in measure[starts]], sizes)
+    sums = {name: np.add.reduceat(cells[name].to_numpy(), first) for name in ("weight", "count")}
+    bins = pl.DataFrame({"order": order, "lower": lower, "upper": upper, "bin": nth, **sums}).sort("order", "bin")
+    labelled = pl.concat([names.select(pl.all().gather(bins["order"])), bins.drop("order")], how="horizontal")
     whole = np.add.reduceat(weights, starts)[np.searchsorted(starts, cuts, side="right") - 1]
     coarse = cells["level"].to_numpy()[cuts] > 0
     error = float((weights[cuts] / whole)[coarse].max(initial=0.0))
-    return bins.select(pl.col(name).cast(dtype) for name, dtype in BINS.items()), error
+    return labelled.select(pl.col(name).cast(dtype) for name, dtype in BINS.items()), error
 
 
 def _told_apart(entries: pl.DataFrame, spec: TokenizerSpec) -> pl.DataFrame:
