@@ -46,7 +46,8 @@ class Lookup:
         self._described = codes.select("code", "description").unique("code", keep="first", maintain_order=True)
         tokens = vocabulary.tokens
         self._tokens = tokens
-        self._codes = tokens.filter(kind="code").select("code", "token", "count")
+        events = pl.col("count").sum().over("code").alias("count")  # of the code, whichever its tokens
+        self._codes = tokens.with_columns(events).filter(kind="code").select("code", "token", "count")
         self._texts = tokens.filter(kind="text").select("code", "text", "token")
         self._pieces = tokens.filter(kind="piece").select("token", "text")
         self._spelt: dict[str, list[int]] = {}
@@ -88,11 +89,18 @@ class Lookup:
         said = sentences(table, self._described, self._spec.texts)
         new = sorted(set(said) - self._spelt.keys())
         self._spelt.update(zip(new, spell(self._pieces, new), strict=True))
-        pieces = [self._spelt[one] for one in said]
+        keeps_unknown = self._spec.unknown == "unk"
+        spelt = [self._spelt[one] for one in said]
+        # a sentence without a word that is known says no more than one [UNK]
+        is_unknown = pl.Series([all(token == UNK for token in one) for one in spelt], dtype=pl.Boolean)
+        instead = [UNK] if keeps_unknown else []
+        pieces = [instead if lost else one for one, lost in zip(spelt, is_unknown, strict=True)]
         described = self._described.filter(pl.col("description") != "")["code"]
         ignored = (pl.col("kind") == "number") | ((pl.col("kind") == "text") & (not self._spec.texts))
         outcome = (
-            pl.when(~pl.col("code").is_in(described.implode()))
+            pl.when(is_unknown)
+            .then(pl.lit("unknown token" if keeps_unknown else "out of vocabulary"))
+            .when(~pl.col("code").is_in(described.implode()))
             .then(pl.lit("code in place of its description"))
             .when(ignored)
             .then(pl.lit("value ignored"))

@@ -294,7 +294,8 @@ class Reference:
             return [plain], "unseen unit" if kind == "number" and spec.bins and not found else "value ignored"
         if spec.roll_up:
             above = ancestors_of(event.code, self.stated)
-            counts = {a: self.vocabulary[self.plain[a]]["count"] for a in above if a in self.plain}
+            of_code = {a: [row["count"] or 0 for row in self.vocabulary if row["code"] == a] for a in above}
+            counts = {a: sum(of_code[a]) for a in above if a in self.plain}
             held = [(above[a], -counts[a], a) for a in counts]
             if held:
                 return [self.plain[min(held)[2]]], "rolled up"
@@ -305,6 +306,8 @@ class Reference:
         if sentence not in self._spellings:
             self._spellings[sentence] = [self.pieces.get(piece, UNK) for piece in greedy_pieces(sentence, self.pieces)]
         tokens = self._spellings[sentence]
+        if all(token == UNK for token in tokens):
+            return ([UNK], "unknown token") if self.spec.unknown == "unk" else ([], "out of vocabulary")
         found = self._bin(event) if kind_of(event) == "number" else None
         if found:
             return [*tokens, self._token_of_bin(event.code, event.unit or None, found)], "number"

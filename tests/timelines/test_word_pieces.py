@@ -83,6 +83,13 @@ def test_codes_that_the_train_split_never_saw_are_spelled_too(spelled):
     assert met == {"code": 2}
 
 
+@pytest.mark.parametrize(("unknown", "tokens"), [("drop", []), ("unk", ["[UNK]"])])
+def test_a_sentence_without_a_known_word_is_unknown(spelled, unknown, tokens):
+    found, met, _ = spelled([("A", 1.0)], [("東京 京", 1.0)], unknown=unknown)
+    assert found == tokens  # and no quantile, which says nothing alone
+    assert met == {"number": 1, {"drop": "out of vocabulary", "unk": "unknown token"}[unknown]: 1}
+
+
 def test_pieces_are_learned_from_the_train_split_alone(spelled):
     _, _, store = spelled([("A",)], [("B",)])
     assert not any("j" in name for name in names_of(store)[9:])
