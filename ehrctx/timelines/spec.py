@@ -107,7 +107,8 @@ def _gaps(chosen: TimeTokens) -> list[Fixed]:
 
 def _ages(bands: tuple[int, ...]) -> list[Fixed]:
     bounds = [0, *bands]
-    found: list[Fixed] = [("age", f"[AGE {a}-{b - 1}]", float(a), float(b)) for a, b in pairwise(bounds)]
+    names = {a: f"[AGE {a}]" if b == a + 1 else f"[AGE {a}-{b - 1}]" for a, b in pairwise(bounds)}
+    found: list[Fixed] = [("age", names[a], float(a), float(b)) for a, b in pairwise(bounds)]
     return [*found, ("age", f"[AGE {bounds[-1]}+]", float(bounds[-1]), float("inf"))]
 
 

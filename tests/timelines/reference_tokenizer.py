@@ -92,7 +92,8 @@ def fixed_tokens(spec: Any) -> list[tuple[str, str]]:
         names = [gap_token(day, spec.time_tokens) for day in range(1, spec.time_tokens.long_term_from + 1)]
         found += [("time", name) for name in dict.fromkeys(names)]
     if spec.age_bands:
-        found += [("age", f"[AGE {a}-{b - 1}]") for a, b in pairwise([0, *spec.age_bands])]
+        years = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise([0, *spec.age_bands])]
+        found += [("age", f"[AGE {own}]") for own in years]
         found += [("age", f"[AGE {spec.age_bands[-1]}+]")]
     if spec.values == "separate":
         found += [("quantile", f"[Q{i + 1}]") for i in range(spec.bins)]
