@@ -48,6 +48,7 @@ class Timelines:
         """Opens the folder without reading it into memory. Raises InputError if it is not a finished store."""
         path = Path(path)
         manifest = read_manifest(path, KIND)
+        first_age = manifest["facts"].get("first_age_token")
         arrays = {
             # plain arrays over the mapped files: taking a slice of a np.memmap costs more than copying it
             name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
@@ -57,8 +58,8 @@ class Timelines:
             path=path,
             subjects=np.load(path / "subjects.npy", allow_pickle=False),
             manifest=manifest,
-            age_bands=tuple(manifest["settings"]["tokenizer"]["age_bands"]),
-            first_age_token=manifest["facts"]["first_age_token"],
+            age_bands=tuple(manifest["settings"]["tokenizer"]["age_bands"]) if first_age is not None else (),
+            first_age_token=first_age,
             **arrays,
         )
 
