@@ -295,7 +295,7 @@ class Reference:
             return [plain], "unseen unit" if kind == "number" and spec.bins and not found else "value ignored"
         if spec.roll_up:
             above = ancestors_of(event.code, self.stated)
-            of_code = {a: [row["count"] or 0 for row in self.vocabulary if row["code"] == a] for a in above}
+            of_code = {a: [row["count"] or 0 for row in self.vocabulary if row.get("code") == a] for a in above}
             counts = {a: sum(of_code[a]) for a in above if a in self.plain}
             held = [(above[a], -counts[a], a) for a in counts]
             if held:
