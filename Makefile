@@ -49,6 +49,8 @@ $(READY): pyproject.toml constraints.txt
 	if ! $$python -c 'import ensurepip' 2>/dev/null; then \
 	  echo "error: $$python cannot make environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; fi; \
 	echo "Installing into $(VENV) with $$($$python --version) …"; \
+	: "an activated environment is made again by the Python that it came from"; \
+	python=$$($$python -c 'import sys; print(sys._base_executable)'); \
 	rm -rf $(VENV) && $$python -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[femr,notebooks,dev]'
 	@touch $@
