@@ -101,19 +101,25 @@ def _is_utf8(value: bytes | None) -> bool:
         return False
 
 
-def _refuse_what_is_not_utf8(column: pa.ChunkedArray, of: str, name: str, first_row: int) -> None:
+def _in_utf8(column: pa.ChunkedArray, of: str, name: str, first_row: int) -> pa.ChunkedArray:
+    """The column, all of whose strings are UTF-8. Raises InputError with the first row where one is not.
+
+    A dictionary may hold strings of rows outside this piece: those that are not UTF-8 are left out of it.
+    """
+    chunks = []
     for chunk in column.chunks:
-        strings = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        is_coded = pa.types.is_dictionary(chunk.type)
         try:
-            strings.validate(full=True)
+            (chunk.dictionary if is_coded else chunk).validate(full=True)
         except pa.ArrowInvalid:
-            wrong = [i for i, value in enumerate(strings.cast(pa.binary()).to_pylist()) if not _is_utf8(value)]
-            place = pc.index_in(chunk.indices, pa.array(wrong, chunk.indices.type)) if strings is not chunk else None
-            row = wrong[0] if place is None else int(np.flatnonzero(place.is_valid().to_numpy(False))[0])
-            raise InputError(
-                f"{name}, row {first_row + row + 1:,}: {of} is not UTF-8 text. Write the file in UTF-8."
-            ) from None
+            plain = chunk.dictionary_decode() if is_coded else chunk
+            for row, value in enumerate(plain.cast(pa.binary()).to_pylist(), first_row + 1):
+                if not _is_utf8(value):
+                    raise InputError(f"{name}, row {row:,}: {of} is not UTF-8 text. Write the file in UTF-8.") from None
+            chunk = pc.dictionary_encode(plain)
+        chunks.append(chunk)
         first_row += len(chunk)
+    return pa.chunked_array(chunks, column.type) if chunks else column
 
 
 def _coded(column: pa.ChunkedArray) -> Coded:
@@ -239,7 +245,8 @@ def read_piece(dataset: Dataset, piece: Piece, profile: DatasetProfile, visits: 
     table = read_groups(file, name, piece.row_groups, columns)
     table = table.slice(piece.skipped, piece.n_rows)
     for column in strings:
-        _refuse_what_is_not_utf8(table[column], column, name, piece.first_row)
+        checked = _in_utf8(table[column], column, name, piece.first_row)
+        table = table.set_column(table.column_names.index(column), column, checked)
     events = _in_file_order(table, unit, visit)
     if events is None or not _certainly_valid(events, profile.birth):
         refuse(violations_of(_rows(piece, name), name, profile.birth, piece.first_row), dataset)

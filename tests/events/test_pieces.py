@@ -168,8 +168,9 @@ def not_utf8(values):
 
 @pytest.mark.parametrize("column", ["code", "text_value", "unit"])
 @pytest.mark.parametrize("dictionary", [True, False])
-@pytest.mark.parametrize("row", [0, 77, 149])
-def test_text_that_is_not_utf8_is_refused_with_its_row(tmp_path, column, dictionary, row):
+@pytest.mark.parametrize(("row", "row_group"), [(0, 8), (77, 8), (149, 8), (49, 12), (50, 12)])
+def test_text_that_is_not_utf8_is_refused_with_its_row(tmp_path, column, dictionary, row, row_group):
+    """Rows 49 and 50 are in one row group, whose dictionary two pieces share."""
     frame = rows_of([5] * 30)
     table = frame.to_arrow()
     values = [value or "x" for value in frame[column].to_list()]
@@ -177,7 +178,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_row(tmp_path, column, diction
     table = table.set_column(table.column_names.index(column), column, not_utf8(values))
     file = tmp_path / "data" / "0.parquet"
     file.parent.mkdir()
-    pq.write_table(table, file, row_group_size=8, use_dictionary=dictionary)
+    pq.write_table(table, file, row_group_size=row_group, use_dictionary=dictionary)
     dataset = open_dataset(tmp_path)
     pieces = pieces_of(dataset, 40)
     assert len(pieces) > 2
