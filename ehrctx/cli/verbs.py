@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ehrctx import __version__
+
+if TYPE_CHECKING:
+    from ehrctx.study import Privacy
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,17 +40,18 @@ COUNTED = {
 }  # fmt: skip
 
 
-def _shown(facts: Any, least: int, counted: bool = False) -> Any:
+def _shown(facts: Any, privacy: Privacy, counted: bool = False) -> Any:
     if isinstance(facts, dict):
-        return {name: _shown(value, least, counted or name in COUNTED) for name, value in facts.items()}
-    return f"<{least}" if counted and isinstance(facts, int) and 0 < facts < least else facts
+        return {name: _shown(value, privacy, counted or name in COUNTED) for name, value in facts.items()}
+    is_small = counted and isinstance(facts, int) and 0 < facts < privacy.minimum_count
+    return privacy.shown(facts) if is_small else facts
 
 
 def print_facts(facts: dict) -> None:
     """Prints what a verb counted; its manifest holds the exact numbers."""
     from ehrctx.study import Privacy
 
-    typer.echo(json.dumps(_shown(facts, Privacy().minimum_count), indent=1, default=str))
+    typer.echo(json.dumps(_shown(facts, Privacy()), indent=1, default=str))
 
 
 @app.callback(invoke_without_command=True)

@@ -15,20 +15,11 @@ from typing import Any
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.writer import COLUMNS
 
 ADMISSION, DISCHARGE = "Visit/IP", "Visit/IP//END"
 OURS = {DISCHARGE: "End of an inpatient visit"}  # descriptions of the codes that are added here
-EVENTS: dict[str, Any] = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-    "unit": pl.String,
-    "visit_id": pl.Int64,
-    "table": pl.String,
-    "end": pl.Datetime("us"),
-}
+EVENTS: dict[str, Any] = {**COLUMNS, "end": pl.Datetime("us")}
 OTHER_TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M")
 NO_TIME = "{} is not an ISO date-time. Write it as YYYY-MM-DD HH:MM:SS."
 NO_NUMBER = "{} is not a whole number of at most 64 bits. Correct it."

@@ -164,13 +164,18 @@ def violations_of(events: pl.DataFrame, file: str, birth: str = BIRTH, first_row
     ]
 
 
+def unreadable(name: str, error: Exception) -> InputError:
+    """What is said of the parquet file `name` that a library cannot read."""
+    reason = str(error).splitlines()[0].rstrip(".")
+    return InputError(f"{name} is not a readable parquet file ({reason}). Write it again.")
+
+
 def read_parquet(file: Path, name: str) -> pl.DataFrame:
     """A parquet file; `name` is what errors call it."""
     try:
         return pl.read_parquet(file, glob=False)
     except (pl.exceptions.ComputeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{name} is not a readable parquet file ({reason}). Write it again.") from None
+        raise unreadable(name, error) from None
 
 
 def read_raw(dataset: Dataset, shard: Path) -> pl.DataFrame:

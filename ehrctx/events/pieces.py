@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset
+from ehrctx.events.meds import Dataset, unreadable
 
 ROWS = 1_000_000
 
@@ -41,11 +40,6 @@ def read_groups(file: pq.ParquetFile, name: str, groups: tuple[int, ...], column
         return file.read_row_groups(list(groups), columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(name, error) from None
-
-
-def unreadable(name: str, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0].rstrip(".")
-    return InputError(f"{name} is not a readable parquet file ({reason}). Write it again.")
 
 
 def _cuts(file: pq.ParquetFile, name: str, ends: np.ndarray, rows: int) -> Iterator[int]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import BEFORE_BIRTH, LONGEST_CODE, Dataset, refuse, violations_of, wrong_columns
-from ehrctx.events.pieces import Piece, open_parquet, pieces_of, read_groups, unreadable
+from ehrctx.events.meds import BEFORE_BIRTH, LONGEST_CODE, Dataset, refuse, unreadable, violations_of, wrong_columns
+from ehrctx.events.pieces import Piece, open_parquet, pieces_of, read_groups
 from ehrctx.events.profile import DatasetProfile, matches
 
 STATIC = int(np.iinfo(np.int64).min)  # the time of an event that has none

@@ -18,6 +18,17 @@ MEDS_VERSION = "0.4.1"
 EVENTS_PER_SHARD = 1_000_000
 MOST_SHARDS = 500  # as many files are open at once
 SPILLED = 1_000_000  # rows held in memory before they are dealt out
+# What every import writes of an event; `table` is the one of the source that it is from.
+COLUMNS: dict[str, Any] = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "text_value": pl.String,
+    "unit": pl.String,
+    "visit_id": pl.Int64,
+    "table": pl.String,
+}
 RANK = "_rank"  # the column that orders events of one time until they are written
 
 

@@ -10,14 +10,11 @@ import numpy as np
 
 from ehrctx.artifacts import new_artifact
 from ehrctx.events.ehrshot import SEVERAL_FINDINGS, find_release, write_events
+from ehrctx.tasks.definition import DEFINITIONS
 from ehrctx.tasks.given import read_given
 
 SHOT_FILES = ("all_shots_data.json", "few_shots_data.json")
-TASKS = (
-    "guo_los", "guo_readmission", "guo_icu", "lab_thrombocytopenia", "lab_hyperkalemia", "lab_hypoglycemia",
-    "lab_hyponatremia", "lab_anemia", "new_hypertension", "new_hyperlipidemia", "new_pancan", "new_celiac", "new_lupus",
-    "new_acutemi",
-)  # fmt: skip
+TASKS = sorted(path.stem for path in DEFINITIONS.glob("*.yaml"))
 
 
 def _write_labels(files: dict[str, Path], folder: Path, subjects: np.ndarray) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,7 +33,7 @@ from ehrctx.events.splits import read_splits
 from ehrctx.timelines.adaptation import extended, mapping_of, read_vocabulary, spec_of
 from ehrctx.timelines.counting import Counted, count_piece, splits_of
 from ehrctx.timelines.coverage import coverage_facts
-from ehrctx.timelines.encoding import Encoder, added
+from ehrctx.timelines.encoding import Encoder, total_coverage
 from ehrctx.timelines.gather import gather, write_piece
 from ehrctx.timelines.lookup import Lookup
 from ehrctx.timelines.spec import TokenizerSpec, find_spec
@@ -70,13 +71,19 @@ class Source:
         chosen = load(DatasetProfile, find_profile(profile))
         return cls(open_dataset(data), chosen, read_splits(splits).sort("subject_id"))
 
+    @cached_property
+    def _metadata(self) -> pl.DataFrame:
+        return read_codes(self.dataset)
+
+    @cached_property
     def codes(self) -> pl.DataFrame:
         """(code, description), each code once."""
-        return read_codes(self.dataset).select("code", "description").unique("code", keep="first", maintain_order=True)
+        return self._metadata.select("code", "description").unique("code", keep="first", maintain_order=True)
 
+    @cached_property
     def parents(self) -> pl.DataFrame:
         """(code, parent)."""
-        return parents_of(read_codes(self.dataset))
+        return parents_of(self._metadata)
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def fit(
     """
     folders = sorted((folder for part in parts for folder in part.pieces), key=lambda folder: folder.name)
     _check_pieces(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
-    codes, parents = source.codes(), source.parents()
+    codes, parents = source.codes, source.parents
     statistics = parts[0].statistics if len(parts) == 1 else Statistics.merged(part.statistics for part in parts)
     if existing is None:
         vocabulary, facts = fit_vocabulary(statistics, spec, codes, parents)
@@ -169,12 +176,13 @@ def encode(
     counted: Sequence[Path],
     vocabulary: Vocabulary,
     spec: TokenizerSpec,
-    adapts: bool,
+    existing: Existing | None,
     out: Path,
     threads: int,
 ) -> pl.DataFrame:
     """Writes the tokens of each counted piece to a folder of the same name in `out`; returns their COVERAGE."""
-    lookup = Lookup(vocabulary, spec, source.codes(), source.parents(), adapts)
+    adapts = existing is not None and existing.adapts
+    lookup = Lookup(vocabulary, spec, source.codes, source.parents, adapts)
     encoder = Encoder(lookup, vocabulary.tokens, spec, source.profile)
 
     def one(folder: Path) -> pl.DataFrame:
@@ -183,12 +191,12 @@ def encode(
         write_piece(piece, encoded, width_of(vocabulary), out / folder.name)
         return encoded.coverage
 
-    met = [added([])]
+    met = [total_coverage([])]
     for own in _side_by_side(one, counted, threads):
         met.append(own)
         if sum(part.height for part in met) > COVERAGE_ROWS:
-            met = [added(met)]
-    return added(met)
+            met = [total_coverage(met)]
+    return total_coverage(met)
 
 
 def build_timelines(
@@ -212,9 +220,8 @@ def build_timelines(
         encoded.mkdir()
         part = count(source, list(enumerate(pieces_of(source.dataset))), counted, threads)
         vocabulary, about = fit(source, [part], spec, existing)
-        adapts = existing is not None and existing.adapts
-        coverage = encode(source, part.pieces, vocabulary, spec, adapts, encoded, threads)
-        finish(source, vocabulary, adapts, coverage, [encoded / piece.name for piece in part.pieces], folder, facts)
+        coverage = encode(source, part.pieces, vocabulary, spec, existing, encoded, threads)
+        finish(source, vocabulary, existing, coverage, [encoded / piece.name for piece in part.pieces], folder, facts)
         facts |= {**about, "events_before_origin": part.early}
         shutil.rmtree(counted)
         shutil.rmtree(encoded)
@@ -244,7 +251,7 @@ def new_timelines(
 def finish(
     source: Source,
     vocabulary: Vocabulary,
-    adapts: bool,
+    existing: Existing | None,
     coverage: pl.DataFrame,
     encoded: Sequence[Path],
     folder: Path,
@@ -253,8 +260,8 @@ def finish(
     """Writes all files of the store but the manifest, and adds `facts` about them."""
     vocabulary.write(folder)
     coverage.write_parquet(folder / "coverage.parquet")
-    if adapts:
-        mapping = mapping_of(coverage, vocabulary, source.codes(), source.parents())
+    if existing is not None and existing.adapts:
+        mapping = mapping_of(coverage, vocabulary, source.codes, source.parents)
         mapping.write_parquet(folder / "mapping.parquet")
     subjects, n_all = gather(encoded, width_of(vocabulary), folder)
     n_tokens = int(np.load(folder / "offsets.npy", mmap_mode="r")[-1])

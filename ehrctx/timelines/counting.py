@@ -17,7 +17,8 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.events.meds import SPLITS
-from ehrctx.events.shards import STATIC, Events
+from ehrctx.events.shards import STATIC, Coded, Events
+from ehrctx.study import Privacy
 from ehrctx.timelines.counting_numba import CODE, NUMBER, TEXT, entries_of, seconds_since, tally
 from ehrctx.timelines.statistics import ENTRIES, VALUES, WHOLE, Statistics, measure_of
 
@@ -87,18 +88,14 @@ def _entries(events: Events) -> tuple[np.ndarray, np.ndarray, pl.DataFrame]:
         {
             "kind": pl.Series(KINDS, dtype=pl.String).gather(kind),
             "code": events.code.names.gather(events.code.ids[first]),
-            "unit": events.unit.names.gather(_where(kind == NUMBER, events.unit.ids[first])),
-            "text": events.text.names.gather(_where(kind == TEXT, events.text.ids[first])),
+            "unit": Coded(np.where(kind == NUMBER, events.unit.ids[first], -1), events.unit.names).strings(),
+            "text": Coded(np.where(kind == TEXT, events.text.ids[first], -1), events.text.names).strings(),
             "not_finite": np.bincount(entry[not_finite], minlength=len(first)),
             "long_text": np.bincount(entry[notes], minlength=len(first)),
         },
         schema=TABLE,
     )
     return entry, value, table
-
-
-def _where(condition: np.ndarray, ids: np.ndarray) -> pl.Series:
-    return pl.Series(np.where(condition, ids, -1), dtype=pl.Int64).replace(-1, None)
 
 
 def _subjects(events: Events, split: np.ndarray, birth: str) -> np.ndarray:
@@ -111,12 +108,8 @@ def _subjects(events: Events, split: np.ndarray, birth: str) -> np.ndarray:
     # the first timed event follows the static ones
     first = np.append(events.time, STATIC)[np.where(n_static < n_events, events.offsets[:-1] + n_static, -1)]
     origin = np.where(born == STATIC, first, born)
-    found["subject_id"], found["split"], found["n_events"], found["n_static"] = (
-        events.subjects,
-        split,
-        n_events,
-        n_static,
-    )
+    found["subject_id"], found["split"] = events.subjects, split
+    found["n_events"], found["n_static"] = n_events, n_static
     found["origin"] = np.where(origin == STATIC, STATIC, origin // 1_000_000 * 1_000_000).view("<M8[us]")
     found["born"] = born != STATIC
     return found
@@ -128,7 +121,8 @@ def splits_of(subjects: np.ndarray, splits: pl.DataFrame) -> np.ndarray:
     place = np.minimum(np.searchsorted(ids, subjects), max(len(ids) - 1, 0))
     known = ids[place] == subjects if len(ids) else np.zeros(len(subjects), dtype=bool)
     if not known.all():
-        raise InputError(f"{(~known).sum():,} subjects have no split. Make the splits again.")
+        n = Privacy().shown(int((~known).sum()))
+        raise InputError(f"{n} subjects have no split. Make the splits again.")
     which = splits["split"].cast(pl.Enum(SPLITS)).to_physical().to_numpy()
     return np.array(SPLITS)[which[place]]
 
@@ -150,10 +144,10 @@ def count_piece(events: Events, split: np.ndarray, birth: str) -> tuple[Counted,
 def _statistics(counted: Counted) -> Statistics:
     train = counted.subjects["split"] == "train"
     is_number = (counted.table["kind"] == KINDS[NUMBER]).to_numpy()
-    weight, count, subjects, keys, key_weight, key_count = tally(
+    weight, count, keys, key_weight, key_count = tally(
         counted.entry, counted.value.view(np.uint32), is_number, counted.offsets(), train, WHOLE
     )
-    sums = {"weight": pl.Series(weight), "count": pl.Series(count), "subjects": pl.Series(subjects)}
+    sums = {"weight": pl.Series(weight), "count": pl.Series(count)}
     entries = counted.table.with_columns(**sums).filter(pl.col("count") > 0).select(*ENTRIES)
     measure = np.zeros(counted.table.height, dtype=np.uint64)
     numbers = counted.table.filter(kind=KINDS[NUMBER]).select("code", "unit")

@@ -54,15 +54,14 @@ def entries_of(
 @njit(cache=True, nogil=True)
 def tally(
     entry: np.ndarray, bits: np.ndarray, is_number: np.ndarray, offsets: np.ndarray, counted: np.ndarray, whole: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sums over the subjects that are `counted` (bool[m]), each of whom weighs `whole`.
 
-    Of each entry, weight, events and subjects (int64[entries]); of each distinct value of those that are `is_number`
+    Of each entry, weight and events (int64[entries]); of each distinct value of those that are `is_number`
     (bool[entries]), a key (uint64: the entry, then 32 bits in the order of the values), weight and events (int64).
     `bits` are those of the float32 values, as uint32[n].
     """
     weight, count = np.zeros(len(is_number), dtype=np.int64), np.zeros(len(is_number), dtype=np.int64)
-    subjects, last = np.zeros(len(is_number), dtype=np.int64), np.full(len(is_number), -1, dtype=np.int64)
     keys = np.empty(SMALLEST // 2, dtype=np.uint64)
     key_weight, key_count = np.empty(len(keys), dtype=np.int64), np.empty(len(keys), dtype=np.int64)
     table = empty_table()
@@ -76,9 +75,6 @@ def tally(
             e = entry[row]
             weight[e] += of_event
             count[e] += 1
-            if last[e] != subject:
-                last[e] = subject
-                subjects[e] += 1
             if not is_number[e]:
                 continue
             ordered = SIGN if bits[row] == SIGN else bits[row] ^ (np.uint32(0xFFFFFFFF) if bits[row] >= SIGN else SIGN)
@@ -93,7 +89,7 @@ def tally(
                 known += 1
             key_weight[table[place]] += of_event
             key_count[table[place]] += 1
-    return weight, count, subjects, keys[:known].copy(), key_weight[:known].copy(), key_count[:known].copy()
+    return weight, count, keys[:known].copy(), key_weight[:known].copy(), key_count[:known].copy()
 
 
 @njit(cache=True, nogil=True)

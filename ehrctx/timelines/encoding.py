@@ -28,7 +28,7 @@ from ehrctx.timelines.encoding_numba import (
     STARTS_VISIT,
     WIDTH,
     tokens_of,
-)  # fmt: skip
+)
 from ehrctx.timelines.lookup import Lookup
 from ehrctx.timelines.spec import TokenizerSpec
 
@@ -106,7 +106,7 @@ def _coverage(table: pl.DataFrame, met: np.ndarray, found: pl.DataFrame) -> pl.D
     return pl.concat([part.filter(pl.col("events") > 0).select(*COVERAGE) for part in parts])
 
 
-def added(parts: list[pl.DataFrame]) -> pl.DataFrame:
+def total_coverage(parts: list[pl.DataFrame]) -> pl.DataFrame:
     """COVERAGE of several parts together, in order."""
     return (
         pl.concat([pl.DataFrame(schema=COVERAGE), *(part.select(*COVERAGE) for part in parts)])

@@ -40,10 +40,10 @@ class Lookup:
         parents: pl.DataFrame,
         adapts: bool = False,
     ) -> None:
-        """`codes` is (code, description), `parents` (code, parent); `adapts`: codes that the vocabulary does not have
-        are read as others that it has (see `adaptation`)."""
+        """`codes` is (code, description), each code once, `parents` (code, parent); `adapts`: codes that the vocabulary
+        does not have are read as others that it has (see `adaptation`)."""
         self._spec, self._parents, self._adapts = spec, parents, adapts
-        self._described = codes.select("code", "description").unique("code", keep="first", maintain_order=True)
+        self._described = codes
         tokens = vocabulary.tokens
         self._tokens = tokens
         events = pl.col("count").sum().over("code").alias("count")  # of the code, whichever its tokens

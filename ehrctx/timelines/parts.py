@@ -15,7 +15,7 @@ from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.events.pieces import Piece, pieces_of
 from ehrctx.timelines.build import CountedPart, Existing, Source, count, encode, finish, fit, new_timelines, spec_for
-from ehrctx.timelines.encoding import added
+from ehrctx.timelines.encoding import total_coverage
 from ehrctx.timelines.spec import TokenizerSpec
 from ehrctx.timelines.statistics import Statistics
 from ehrctx.timelines.vocabulary import Vocabulary
@@ -95,8 +95,7 @@ def encode_part(
     inputs = {"counted": counted, "vocabulary": fitted}
     with new_artifact(out, ENCODED, {"profile": source.profile.model_dump()}, inputs, facts) as folder:
         pieces = _read_counted(counted).pieces
-        adapts = existing is not None and existing.adapts
-        coverage = encode(source, pieces, vocabulary, spec, adapts, folder, threads)
+        coverage = encode(source, pieces, vocabulary, spec, existing, folder, threads)
         coverage.write_parquet(folder / "coverage.parquet")
         facts["pieces"] = [piece.name for piece in pieces]
     return facts
@@ -111,8 +110,7 @@ def gather_parts(
     facts: dict[str, Any] = {}
     with new_timelines(data, source, splits, spec, existing, out, facts) as folder:
         pieces = {name: part / name for part in encoded for name in read_manifest(part, ENCODED)["facts"]["pieces"]}
-        coverage = added([pl.read_parquet(part / "coverage.parquet") for part in encoded])
-        adapts = existing is not None and existing.adapts
-        finish(source, vocabulary, adapts, coverage, [pieces[name] for name in sorted(pieces)], folder, facts)
+        coverage = total_coverage([pl.read_parquet(part / "coverage.parquet") for part in encoded])
+        finish(source, vocabulary, existing, coverage, [pieces[name] for name in sorted(pieces)], folder, facts)
         facts |= about
     return facts

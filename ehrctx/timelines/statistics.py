@@ -36,7 +36,6 @@ ENTRIES: dict[str, Any] = {
     "text": pl.String,  # of texts
     "weight": pl.Int64,
     "count": pl.Int64,  # events
-    "subjects": pl.Int64,
 }
 # Values of numbers, by the 64 bits that name their code and unit.
 VALUES: dict[str, Any] = {
@@ -173,7 +172,7 @@ class Accumulator:
             self._entries = [self._added()]
 
     def _added(self) -> pl.DataFrame:
-        sums = pl.col("weight", "count", "subjects").sum()
+        sums = pl.col("weight", "count").sum()
         return pl.concat(self._entries).group_by(ENTRY).agg(sums).select(*ENTRIES)
 
     def result(self) -> Statistics:

@@ -9,15 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from random_records import SCHEMA
 
-SCHEMA = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-    "unit": pl.String,
-}
 SPLITS = ("train", "train", "train", "tuning", "held_out")
 
 

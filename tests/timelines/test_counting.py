@@ -74,15 +74,13 @@ def test_entries_and_values_beyond_the_first_size_of_a_table():
     assert np.array_equal(of_number, np.where(has_value, value, np.nan), equal_nan=True)
     is_number = np.array([what[0] == "number" for what in numbered])
     offsets, counted = np.arange(0, n + 1, 1_000), np.arange(n // 1_000) % 3 > 0
-    weight, count, subjects, keys, key_weight, key_count = tally(
+    weight, count, keys, key_weight, key_count = tally(
         entry, of_number.view(np.uint32), is_number, offsets, counted, 2_000
     )
     of_train = np.repeat(counted, 1_000)
     expected = np.bincount(entry[of_train], minlength=len(numbered))
     assert (count == expected).all()
     assert (weight == 2 * expected).all()
-    pairs = {(e, row // 1_000) for row, e in enumerate(entry.tolist()) if of_train[row]}
-    assert (subjects == np.bincount([e for e, _ in pairs], minlength=len(numbered))).all()
     values = {}
     for row in np.flatnonzero(of_train & has_value).tolist():
         what = int(entry[row]), float(value[row])

@@ -39,14 +39,14 @@ def ordered_bits(values):
     found = []
     for value in np.asarray(values, dtype=np.float32).reshape(-1, 1):
         one = np.zeros(1, dtype=np.int32), value.view(np.uint32), np.array([True]), np.array([0, 1]), np.array([True])
-        found.append(int(tally(*one, 1)[3][0]))
+        found.append(int(tally(*one, 1)[2][0]))
     return np.array(found, dtype=np.uint32)
 
 
 def statistics_of(rows, n_subjects=1):
     """Of events (code, unit, value, weight), as one part knows them."""
     entries = pl.DataFrame(
-        [("number", code, unit, None, weight, 1, 1) for code, unit, _, weight in rows], schema=ENTRIES, orient="row"
+        [("number", code, unit, None, weight, 1) for code, unit, _, weight in rows], schema=ENTRIES, orient="row"
     )
     cells = pl.DataFrame(
         {

@@ -18,13 +18,12 @@ import polars as pl
 from ehrctx import __version__
 from ehrctx.artifacts import new_artifact
 from ehrctx.errors import InputError
-from ehrctx.events.meds import SPLITS
+from ehrctx.events.meds import BIRTH, SPLITS
 from ehrctx.events.omop.columns import integers, texts
 from ehrctx.events.omop.concepts import describe, read_concepts
 from ehrctx.events.omop.people import TRAIT_COLUMNS, read_people
 from ehrctx.events.omop.read import Table, batches, find_tables
 from ehrctx.events.omop.rows import (
-    BIRTH,
     DEATH,
     END,
     Importer,

@@ -10,27 +10,17 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.meds import BEFORE_BIRTH, BIRTH
 from ehrctx.events.omop.columns import datetimes, integers, numbers, texts
 from ehrctx.events.omop.concepts import Concepts
 from ehrctx.events.omop.people import BIRTH_COLUMNS, TRAIT_COLUMNS, People, births_of
 from ehrctx.events.omop.read import Batch
 from ehrctx.events.omop.tables import OPERATORS, RANK, TRAITS, EventTable, Kind
+from ehrctx.events.writer import COLUMNS
 
-SCHEMA: dict[str, Any] = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-    "unit": pl.String,
-    "visit_id": pl.Int64,
-    "table": pl.String,
-    "source_code": pl.String,
-    "end": pl.Datetime("us"),
-}
-BIRTH, DEATH, END = "MEDS_BIRTH", "MEDS_DEATH", "//END"
+SCHEMA: dict[str, Any] = {**COLUMNS, "source_code": pl.String, "end": pl.Datetime("us")}
+DEATH, END = "MEDS_DEATH", "//END"
 UNMAPPED = "UNMAPPED"
-EARLIEST = "30d"  # before birth, as in the study; what is earlier is an error of one of the two dates
 LARGEST = float(np.finfo(np.float32).max)
 COMPARATOR = r"^(<=|>=|<|>|≤|≥)"
 VALUE_COLUMNS = (
@@ -183,7 +173,7 @@ def _checked(importer: Importer, batch: Batch, table: EventTable, counts: Counte
     rows = rows.with_columns(
         no_person=pl.col("at").is_null(),
         no_time=pl.col("at").is_not_null() & pl.col("start").is_null(),
-        before_birth=(pl.col("start") < pl.col("birth").dt.offset_by(f"-{EARLIEST}")).fill_null(False),
+        before_birth=(pl.col("start") < pl.col("birth") - BEFORE_BIRTH).fill_null(False),
         clamped=(pl.col("start") < pl.col("birth")).fill_null(False),
         # an end of which only the day is known, on the day of the start
         late=(pl.col("end") < pl.col("start")) & (pl.col("end") == pl.col("start").dt.truncate("1d")),
@@ -197,8 +187,8 @@ def _checked(importer: Importer, batch: Batch, table: EventTable, counts: Counte
     if importer.before_birth == "refuse":
         batch.refuse(
             rows["before_birth"],
-            "the event is more than 30 days before the person's birth. Correct one of the two, or drop such rows with "
-            "--before-birth drop.",
+            f"the event is more than {BEFORE_BIRTH.days} days before the person's birth. Correct one of the two, or "
+            f"drop such rows with --before-birth drop.",
         )
     for reason in ("no_person", "no_time", "before_birth"):
         counts[f"left_out.{reason}"] += int(rows[reason].sum())
