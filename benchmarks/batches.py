@@ -17,17 +17,18 @@ from training_step import ours
 
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.simulate.cohort import simulate
+from ehrctx.events.simulate.parameters import parameters_of
 from ehrctx.events.splits import subject_splits
 from ehrctx.models.model import build_model
 from ehrctx.pretrain.batches import TrainingBatches
-from ehrctx.study import ModelId, Pretraining, Simulation
+from ehrctx.study import ModelId, Pretraining
 from ehrctx.timelines.build import build_timelines
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
 
 def cohort(folder: Path, subjects: int) -> Timelines:
-    simulate(Simulation(subjects=subjects), folder / "events")
+    simulate(parameters_of("planted", {}, "benchmark"), subjects, 0, folder / "events")
     subject_splits(open_dataset(folder / "events"), None).write_parquet(folder / "splits.parquet")
     build_timelines(folder / "events", "simulated", folder / "splits.parquet", "clmbr_4k", folder / "timelines")
     return Timelines.open(folder / "timelines")

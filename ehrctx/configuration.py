@@ -160,7 +160,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _parsed(text: str, source: str) -> Any:
+def parsed(text: str, source: str) -> Any:
     """What YAML or JSON text says."""
     try:
         return yaml.load(text, _Loader)
@@ -182,7 +182,7 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text.") from None
-    return _parsed(text, str(path))
+    return parsed(text, str(path))
 
 
 def load(model: type[C], path: Path) -> C:
@@ -195,7 +195,7 @@ def settings(model: type[C], text: str | None, option: str = "--settings") -> C:
 
     Raises InputError that names `option`.
     """
-    return model() if text is None else validate(model, _parsed(text, option), option)
+    return model() if text is None else validate(model, parsed(text, option), option)
 
 
 def find(name_or_path: str, folder: Path, what: str) -> Path:

@@ -58,6 +58,8 @@ class Simulation(Config):
 
     subjects: int = Field(2000, ge=10, description="how many subjects")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="the same seed gives the same cohort, byte for byte")
+    preset: str = Field("published", description="a cohort in pipelines/cohorts/, or the path of one")
+    parameters: dict[str, Any] = Field({}, description="what differs from the preset, as a preset's file has it")
 
 
 class OmopOptions(Config):

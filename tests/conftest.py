@@ -21,7 +21,7 @@ hypothesis.settings.register_profile("deterministic", derandomize=True, deadline
 hypothesis.settings.load_profile("deterministic")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COHORT_SUBJECTS = 300
+COHORT_SUBJECTS = 400
 COHORT_TASKS = ("guo_los", "lab_hyponatremia", "new_acutemi")
 
 
@@ -172,17 +172,19 @@ def omop_demo() -> Path:
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory, repository) -> Cohort:
-    """300 simulated subjects with splits, CLMBR timelines and the labels of three tasks. Read it, never change it."""
+    """400 simulated subjects with splits, CLMBR timelines and the labels of three tasks. Read it, never change it."""
     from ehrctx.events.meds import open_dataset
     from ehrctx.events.simulate.cohort import simulate
+    from ehrctx.events.simulate.parameters import parameters_of
     from ehrctx.events.splits import subject_splits
-    from ehrctx.study import Labels, Simulation
+    from ehrctx.study import Labels
     from ehrctx.tasks.label_sets import write_labels
     from ehrctx.timelines.build import build_timelines
 
     root = tmp_path_factory.mktemp("cohort")
     made = Cohort(root, root / "events", root / "splits.parquet", root / "timelines", root / "labels")
-    simulate(Simulation(subjects=COHORT_SUBJECTS, seed=0), made.events)
+    preset = str(repository / "pipelines" / "cohorts" / "planted.yaml")
+    simulate(parameters_of(preset, {}, "test"), COHORT_SUBJECTS, 0, made.events)
     subject_splits(open_dataset(made.events), None).write_parquet(made.splits)
     profile = str(repository / "pipelines" / "datasets" / "simulated.yaml")
     build_timelines(made.events, profile, made.splits, str(repository / "tokenizers" / "clmbr.yaml"), made.timelines)

@@ -38,13 +38,20 @@ def check(
 def simulate(
     out: Out,
     subjects: Annotated[int, typer.Option(help="how many subjects", min=10)] = 2000,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same cohort", min=0)] = 0,
+    preset: Annotated[str, typer.Option(help="a cohort in pipelines/cohorts/, or the path of one")] = "published",
+    seed: Annotated[int, typer.Option(help="the same seed gives the same cohort, byte for byte", min=0)] = 0,
+    parameters: Annotated[
+        str | None, typer.Option(help="what differs from the preset, as YAML text: '{cause: {distance_tokens: 256}}'")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="processes that simulate side by side", min=1)] = 1,
 ) -> None:
-    """Write a small seeded MEDS cohort in which an early episode raises a later risk."""
+    """Write a seeded MEDS cohort in which an early episode raises a later risk, and beside it the truth of labels."""
+    from ehrctx.configuration import parsed
     from ehrctx.events.simulate.cohort import simulate as run
-    from ehrctx.study import Simulation
+    from ehrctx.events.simulate.parameters import parameters_of
 
-    print_facts(run(Simulation(subjects=subjects, seed=seed), out))
+    changes = parsed(parameters, "--parameters") if parameters else {}
+    print_facts(run(parameters_of(preset, changes, "--parameters"), subjects, seed, out, workers))
 
 
 @app.command()

@@ -2,13 +2,18 @@
 if STUDY.simulate:
 
     rule simulate:
+        input:
+            preset=PRESET,
         output:
             directory(f"{RESULTS}/events/meds"),
         params:
             subjects=STUDY.simulate.subjects,
             seed=STUDY.simulate.seed,
+            parameters=json.dumps(STUDY.simulate.parameters, sort_keys=True),
+        threads: workflow.cores
         shell:
-            "ehrctx simulate --subjects {params.subjects} --seed {params.seed} --out {output}"
+            "ehrctx simulate --subjects {params.subjects} --seed {params.seed} --preset {input.preset:q} "
+            "--parameters {params.parameters:q} --workers {threads} --out {output}"
 
 
 # Or imported from another format, by the verb of its name.

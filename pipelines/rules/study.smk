@@ -1,5 +1,6 @@
 # The study: validated before any job runs, and held by one run at a time.
 import fcntl
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.ontology import athena_files
 from ehrctx.events.profile import find_profile
+from ehrctx.events.simulate.parameters import find_preset, parameters_of
 from ehrctx.events.sources import source_files
 from ehrctx.pretrain.trained import check_starts
 from ehrctx.probe.few_shot import shot_files
@@ -37,6 +39,9 @@ try:
     # A MEDS data set is used in place; without one, another format is imported, or the cohort simulated.
     RESULTS = f"results/{STUDY.name}"
     DATA = STUDY.data or f"{RESULTS}/events/meds"
+    if STUDY.simulate:
+        PRESET = str(find_preset(STUDY.simulate.preset))
+        parameters_of(PRESET, STUDY.simulate.parameters, "study: simulate.parameters")  # refused before anything runs
     SOURCE = [str(file) for file in source_files(STUDY.source)] if STUDY.source else []
     GIVEN = [str(file) for file in watched_files(TASKS, STUDY.labels.given)]
     DRAWN = STUDY.probe.few_shot.shots if STUDY.probe.few_shot else None

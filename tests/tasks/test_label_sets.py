@@ -129,7 +129,7 @@ def test_limit_applies_to_laboratory_tasks_and_is_counted(cohort, unlimited):
 
 
 def test_sharding_leaves_no_trace(cohort, repository, unlimited, tmp_path, write_meds):
-    events = pl.read_parquet(cohort.events / "data" / "0000.parquet")
+    events = pl.read_parquet(cohort.events / "data" / "00000.parquet")
     shards = {str(i): events.filter(pl.col("subject_id") % 3 == i) for i in range(3)} | {"empty": events.clear()}
     data = write_meds(tmp_path / "cut", shards, codes=pl.read_parquet(cohort.events / "metadata" / "codes.parquet"))
     facts = write_labels(data, profile_file(repository), ["lab_hyponatremia", "guo_los"], Labels(), tmp_path / "labels")

@@ -116,7 +116,7 @@ def test_pairing_by_order_against_a_walk(timelines):
 
 def test_both_ways_agree_on_the_simulated_cohort(cohort):
     profile = {"name": "p", "admission": ("HOSPITAL_ADMISSION//*",), "discharge": ("HOSPITAL_DISCHARGE//*",)}
-    events = pl.read_parquet(cohort.events / "data" / "0000.parquet").rename({"visit_id": "visit"})
+    events = pl.read_parquet(cohort.events / "data" / "00000.parquet").rename({"visit_id": "visit"})
     by_column = hospital_stays(events, DatasetProfile(**profile, visit_column="visit_id"))
     by_order = hospital_stays(events, DatasetProfile(**profile))
     assert by_column.height == (events["code"].str.starts_with("HOSPITAL_DISCHARGE")).sum() > 500
