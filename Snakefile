@@ -6,19 +6,29 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-include: "pipelines/rules/study.smk"
-include: "pipelines/rules/events.smk"
-include: "pipelines/rules/timelines.smk"
-include: "pipelines/rules/labels.smk"
-include: "pipelines/rules/models.smk"
-include: "pipelines/rules/probes.smk"
-include: "pipelines/rules/robustness.smk"
-include: "pipelines/rules/report.smk"
+if "shared" in config:  # several studies in one: the controls
 
+    include: "pipelines/rules/controls.smk"
 
-rule all:
-    default_target: True
-    input:
-        f"{RESULTS}/report/index.html",
-        expand(f"{RESULTS}/report/{{notebook}}.html", notebook=NOTEBOOKS),
-        expand(f"{RESULTS}/report/{{table}}.csv", table=TABLES),
+    rule all:
+        default_target: True
+        input:
+            rules.controls.output,
+
+else:
+
+    include: "pipelines/rules/study.smk"
+    include: "pipelines/rules/events.smk"
+    include: "pipelines/rules/timelines.smk"
+    include: "pipelines/rules/labels.smk"
+    include: "pipelines/rules/models.smk"
+    include: "pipelines/rules/probes.smk"
+    include: "pipelines/rules/robustness.smk"
+    include: "pipelines/rules/report.smk"
+
+    rule all:
+        default_target: True
+        input:
+            f"{RESULTS}/report/index.html",
+            expand(f"{RESULTS}/report/{{notebook}}.html", notebook=NOTEBOOKS),
+            expand(f"{RESULTS}/report/{{table}}.csv", table=TABLES),

@@ -198,6 +198,17 @@ def settings(model: type[C], text: str | None, option: str = "--settings") -> C:
     return model() if text is None else validate(model, parsed(text, option), option)
 
 
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` on top, key by key."""
+    found = dict(values)
+    for key, change in changes.items():
+        inner = found.get(key)
+        if isinstance(inner, Mapping) and isinstance(change, Mapping):
+            change = merged(inner, change)
+        found[key] = change
+    return found
+
+
 def find(name_or_path: str, folder: Path, what: str) -> Path:
     """`clmbr` -> `<folder>/clmbr.yaml`; anything with a suffix or a slash is a path already.
 

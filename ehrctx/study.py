@@ -125,6 +125,13 @@ class Labels(Config):
         "published", description="what readmissions and diagnoses make of a horizon that outlasts the follow-up"
     )
 
+    permuted: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST_SEED,
+        description="a negative control: the seed with which outcomes are dealt out among subjects; none: they stay",
+    )
+
     @model_validator(mode="after")
     def _made_or_given(self) -> Self:
         if self.given is not None and self.censored != "published":

@@ -11,7 +11,7 @@ from ehrctx.errors import InputError
 
 # isort: off
 # in the order in which `ehrctx --help` lists the verbs
-from ehrctx.cli import events, imports, timelines, tasks, models, probes, robustness, report  # noqa: F401
+from ehrctx.cli import events, imports, timelines, tasks, models, probes, robustness, report, controls  # noqa: F401
 # isort: on
 
 

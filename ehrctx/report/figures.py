@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +64,14 @@ matplotlib.rcParams.update(
         "svg.hashsalt": "ehrctx",
     }
 )
+
+
+def image(figure: Figure) -> str:
+    """The figure as SVG in base64, for a page; the same tables give the same bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def task_name(task: str) -> str:

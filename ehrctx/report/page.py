@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from ehrctx import __version__
 from ehrctx.artifacts import new_file, read_manifest
@@ -27,6 +23,7 @@ from ehrctx.report.figures import (
     SCORE_NAMES,
     count,
     entry_name,
+    image,
     perplexity_by_position,
     perplexity_of_repeats,
     score_by_context,
@@ -112,13 +109,6 @@ def _read_json(file: Path, verb: str, needed: set[str]) -> dict[str, Any]:
     return found
 
 
-def _image(figure: Figure) -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})  # the same tables give the same bytes
-    plt.close(figure)
-    return base64.b64encode(stream.getvalue()).decode()
-
-
 def _columns(scores: pl.DataFrame) -> list[tuple[str, str]]:
     """(model, head) of the score tables' columns: the models, then the heads on counts."""
     found = scores.select("model", "head").unique(maintain_order=True).rows()
@@ -184,11 +174,11 @@ def _risks(tables: dict[str, pl.DataFrame], level: float) -> dict[str, Any]:
         "subgroup_figure": (subgroup_scores, "subgroups"),
     }
     found: dict[str, Any] = {
-        name: _image(draw(tables[table], scores)) if judged_tasks(scores, tables[table]) else None
+        name: image(draw(tables[table], scores)) if judged_tasks(scores, tables[table]) else None
         for name, (draw, table) in figures.items()
     }
     return found | {
-        "few_shot_figure": _image(score_by_k(tables["few_shot"], scores)) if tables["few_shot"].height else None,
+        "few_shot_figure": image(score_by_k(tables["few_shot"], scores)) if tables["few_shot"].height else None,
         "calibration": calibration_rows(tables["calibration"], scores),
         "calibration_sentence": calibration_sentence(tables["calibration"], scores),
         "benefit_sentence": benefit_sentence(tables["net_benefit"], scores),
@@ -215,7 +205,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
     scores, models, strata, perplexity = (tables[name] for name in ("scores", "models", "strata", "perplexity"))
     quartiles = [
         {
-            "figure": _image(score_by_quartile(strata, models, name)),
+            "figure": image(score_by_quartile(strata, models, name)),
             "sentence": quartile_sentence(strata, name),
             "property": PROPERTY_NAMES[name][0],
         }
@@ -247,13 +237,13 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         score_rows={score: _score_rows(tables, score) for score in SCORE_NAMES},
         labels=_label_rows(tables["labels"]),
         models=models.to_dicts(),
-        auroc_figure=_image(score_by_context(scores, models)) if scores.height else None,
+        auroc_figure=image(score_by_context(scores, models)) if scores.height else None,
         quartiles=quartiles,
-        perplexity_figure=_image(perplexity_by_position(perplexity, models)) if perplexity.height else None,
+        perplexity_figure=image(perplexity_by_position(perplexity, models)) if perplexity.height else None,
         perplexity_sentence=perplexity_sentence(perplexity, models),
-        repeats_figure=_image(perplexity_of_repeats(perplexity, models)) if perplexity.height else None,
+        repeats_figure=image(perplexity_of_repeats(perplexity, models)) if perplexity.height else None,
         repeats_sentence=repeats_sentence(perplexity, models),
-        validation_figure=_image(validation_curves(tables["curves"])),
+        validation_figure=image(validation_curves(tables["curves"])),
         inputs={
             name: fingerprint
             for file, verb in (("provenance.json", "score"), ("robustness.json", "robustness"))

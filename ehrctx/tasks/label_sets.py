@@ -24,6 +24,7 @@ from ehrctx.tasks.history import FILE as HISTORY
 from ehrctx.tasks.history import HISTORY_SCHEMA, LABELS, history_of
 from ehrctx.tasks.imports import import_labels
 from ehrctx.tasks.labelers import judge, labels_of, reasons_of
+from ehrctx.tasks.permutation import permuted
 
 KIND = LABELS
 BEYOND_LIMIT = "beyond max_times_per_subject"
@@ -135,6 +136,8 @@ def write_labels(
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:
             labels, left_out = made[definition.task]
+            if choices.permuted is not None:
+                labels = permuted(labels, definition.task, choices.permuted)
             kept = limited(labels, definition, choices)
             if choices.max_times_per_subject and isinstance(definition, Laboratory):
                 left_out[BEYOND_LIMIT] = labels.height - kept.height

@@ -21,9 +21,10 @@ if PARTS == 1:
             directory(TIMELINES),
         params:
             data=DATA,
+            options=DATA_OPTIONS,
         threads: 2
         shell:
-            "ehrctx tokenize {params.data:q} {DATA_OPTIONS} --tokenizer {input.tokenizer:q} --out {output} --threads {threads}"
+            "ehrctx tokenize {params.data:q} {params.options} --tokenizer {input.tokenizer:q} --out {output} --threads {threads}"
 
 else:
 
@@ -36,9 +37,10 @@ else:
             temp(directory(f"{WORK}/counted/{{scatteritem}}")),
         params:
             data=DATA,
+            options=DATA_OPTIONS,
         threads: 2
         shell:
-            "ehrctx count {params.data:q} {DATA_OPTIONS} --part {wildcards.scatteritem} --out {output} --threads {threads}"
+            "ehrctx count {params.data:q} {params.options} --part {wildcards.scatteritem} --out {output} --threads {threads}"
 
     rule fit:
         input:
@@ -48,9 +50,10 @@ else:
             temp(directory(f"{WORK}/vocabulary")),
         params:
             data=DATA,
+            options=DATA_OPTIONS,
             counted=lambda _, input: [f"--counted {part}" for part in input.counted],
         shell:
-            "ehrctx fit {params.data:q} {DATA_OPTIONS} {params.counted} --tokenizer {input.tokenizer:q} --out {output}"
+            "ehrctx fit {params.data:q} {params.options} {params.counted} --tokenizer {input.tokenizer:q} --out {output}"
 
     rule encode:
         input:
@@ -60,9 +63,10 @@ else:
             temp(directory(f"{WORK}/encoded/{{scatteritem}}")),
         params:
             data=DATA,
+            options=DATA_OPTIONS,
         threads: 2
         shell:
-            "ehrctx encode {params.data:q} {DATA_OPTIONS} --counted {input.counted} --vocabulary {input.vocabulary} "
+            "ehrctx encode {params.data:q} {params.options} --counted {input.counted} --vocabulary {input.vocabulary} "
             "--out {output} --threads {threads}"
 
     rule gather:
@@ -73,6 +77,7 @@ else:
             directory(TIMELINES),
         params:
             data=DATA,
+            options=DATA_OPTIONS,
             encoded=lambda _, input: [f"--encoded {part}" for part in input.encoded],
         shell:
-            "ehrctx gather {params.data:q} {DATA_OPTIONS} --vocabulary {input.vocabulary} {params.encoded} --out {output}"
+            "ehrctx gather {params.data:q} {params.options} --vocabulary {input.vocabulary} {params.encoded} --out {output}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ehrctx.configuration import Config, find, load, read_yaml, validate
+from ehrctx.configuration import Config, find, load, merged, read_yaml, validate
 
 PRESETS = Path("pipelines/cohorts")
 LONGEST_RECORD_YEARS = 18.0  # records begin from 2006 on and end in 2024
@@ -163,14 +163,6 @@ def find_preset(name_or_path: str) -> Path:
     return find(name_or_path, PRESETS, "cohort")
 
 
-def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for key, change in changes.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, change) if isinstance(inner, dict) and isinstance(change, Mapping) else change
-    return merged
-
-
 def parameters_of(preset: str, changes: Any, source: str) -> Parameters:
     """The cohort of a preset (name or path) with `changes`, keys and values that `source` gave, key by key.
 
@@ -178,5 +170,5 @@ def parameters_of(preset: str, changes: Any, source: str) -> Parameters:
     """
     file = find_preset(preset)
     load(Parameters, file)
-    changed = _merged(read_yaml(file), changes) if isinstance(changes, Mapping) else changes
+    changed = merged(read_yaml(file), changes) if isinstance(changes, Mapping) else changes
     return validate(Parameters, changed, source)

@@ -1,0 +1,77 @@
+"""The controls' file: several studies of simulated cohorts, one per arm, and what they are compared for.
+
+It is read here, and each arm validated as the study that it is: an arm runs through the same workflow as any study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from ehrctx.configuration import Config, merged, validate
+from ehrctx.errors import InputError
+from ehrctx.study import ModelId, Privacy, Statistics, Study
+
+# What each arm is for. `<property>_levels` plants a property at several levels.
+POSITIVE = ("far", "near", "hidden")
+NEGATIVE = "permuted"
+LEVELS = ("copy_rate_levels", "gap_shape_levels", "visit_rate_levels")
+PROGRESSION = ("progressing", "steady")
+ARMS = (*POSITIVE, NEGATIVE, *LEVELS, *PROGRESSION)
+
+
+class Bars(Config):
+    """What must hold for the controls to pass."""
+
+    recovered: float = Field(0.8, gt=0, le=1, description="share of the oracle's AUROC above .5 of the best model")
+    stretch: float = Field(0.9, gt=0, le=1, description="the same, hoped for")
+
+
+class Controls(Config):
+    """Arms are changes on top of `shared`, keys of a study like any other."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="names results/<name>")]
+    task: str = Field("new_acutemi", description="whose outcome the planted cause brings about")
+    shared: dict[str, Any] = Field(description="keys of every arm's study")
+    far: dict[str, Any] = Field(description="the cause lies beyond the short context, within the long one")
+    near: dict[str, Any] = Field(description="the cause lies within the short context")
+    hidden: dict[str, Any] = Field(description="as far, but nobody's record shows the cause")
+    permuted: dict[str, Any] = Field(description="outcomes are dealt out among subjects")
+    copy_rate_levels: dict[str, Any] = Field(description="copy-forward planted at several levels")
+    gap_shape_levels: dict[str, Any] = Field(description="regularity of visits planted at several levels")
+    visit_rate_levels: dict[str, Any] = Field(description="rate of visits planted at several levels")
+    steady: dict[str, Any] = Field(description="no disease moves on")
+    progressing: dict[str, Any] = Field(description="the same subjects, whose diseases move on")
+    bars: Bars = Bars()
+    statistics: Statistics = Statistics()
+    privacy: Privacy = Privacy(minimum_count=1)
+
+    def study(self, arm: str) -> Study:
+        """The study of one arm; raises InputError with a sentence for each mistake, led by the arm's name."""
+        values = merged(self.shared, getattr(self, arm))
+        if taken := {"name", "statistics", "privacy"} & values.keys():
+            raise InputError(f"controls: `{arm}` has the key `{min(taken)}`, which is the controls' own. Take it out.")
+        own = {
+            "name": f"{self.name}_{arm}",
+            "statistics": self.statistics.model_dump(),
+            "privacy": self.privacy.model_dump(),
+        }
+        return validate(Study, values | own, f"controls: {arm}")
+
+    def studies(self) -> dict[str, Study]:
+        """All arms."""
+        return {arm: self.study(arm) for arm in ARMS}
+
+    @model_validator(mode="after")
+    def _bars(self) -> Self:
+        if self.bars.stretch < self.bars.recovered:
+            raise ValueError(f"`bars.stretch` ({self.bars.stretch:g}) is less than `bars.recovered`")
+        return self
+
+
+def contexts(models: Mapping[str, Any] | tuple[str, ...]) -> tuple[int, int]:
+    """The shortest and the longest context length of `models`."""
+    lengths = [ModelId.parse(model).context for model in models]
+    return min(lengths), max(lengths)
