@@ -5,6 +5,7 @@ Only aggregates are logged: settings, losses, speeds, scores.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import time
@@ -36,14 +37,18 @@ def _client(store: Path) -> MlflowClient:
 def initialise(store: Path, experiment: str) -> str:
     """Creates the store and the experiment where they are missing; returns the experiment's id.
 
-    To be done once before any parallel job: several processes that open a fresh store at once crash in its migration.
+    To be done before any parallel job: several processes that open a fresh store at once crash in its migration. Those
+    that come here at once, for several studies, take turns.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
-    client = _client(store)
-    found = client.get_experiment_by_name(experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    return client.create_experiment(experiment, artifact_location=str((store.parent / "mlflow-artifacts").resolve()))
+    with store.with_name(f".{store.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = _client(store)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = str((store.parent / "mlflow-artifacts").resolve())
+        return client.create_experiment(experiment, artifact_location=artifacts)
 
 
 def _find_run(client: MlflowClient, experiment: str, model: str) -> Run | None:
