@@ -129,7 +129,7 @@ def test_a_training_that_is_refused_leaves_nothing_behind(run, cohort, tmp_path,
 def test_a_valid_data_set_is_summarised(run, cohort, tmp_path):
     code, out, _ = run("check", cohort.events, "--out", tmp_path / "summary.json")
     assert code == 0
-    assert '"subjects": 300' in out
+    assert '"subjects": 400' in out
     assert (tmp_path / "summary.json").is_file()
 
 
@@ -183,7 +183,7 @@ def test_plan_of_an_unknown_study_names_the_nearest(run):
     assert said == "error: no study 'contxt_clues' in pipelines/studies; did you mean 'context_clues'?\n"
     code, _, said = run("plan", "zzz")
     assert code == 2
-    assert "known: context_clues, demo, ehrshot, mimic_iv_demo, smoke, synthea27nj." in said
+    assert "known: context_clues, controls, demo, ehrshot, mimic_iv_demo, smoke, synthea27nj." in said
     code, _, said = run("plan", "no/such/study.yaml")
     assert code == 2
     assert said == "error: no such study file: no/such/study.yaml.\n"
@@ -388,7 +388,7 @@ def test_an_export_without_finished_timelines_is_refused(run, untrained, tmp_pat
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
     "perplexity", "robustness", "plan", "report", "track", "groups", "count", "fit", "encode", "gather", "show",
-    "import omop", "import ehrshot", "import femr",
+    "controls", "import omop", "import ehrshot", "import femr",
 }  # fmt: skip
 
 

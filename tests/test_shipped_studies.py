@@ -5,6 +5,7 @@ import pytest
 from ehrctx.configuration import load
 from ehrctx.study import ModelId, Study
 
+CONTROLS = "controls"  # several studies in one file
 ARCHITECTURES = ("gpt", "llama", "mamba", "hyena")  # those of the paper
 # The tasks of the paper (Wornow et al., arXiv 2412.16178), in the names of EHRSHOT.
 PUBLISHED_TASKS = {
@@ -26,7 +27,7 @@ def test_every_shipped_study_is_valid(repository, shipped, monkeypatch):
     from ehrctx.timelines.spec import TokenizerSpec, find_spec
 
     monkeypatch.chdir(repository)
-    names = sorted(file.stem for file in (repository / "pipelines" / "studies").iterdir())
+    names = sorted(file.stem for file in (repository / "pipelines" / "studies").iterdir() if file.stem != CONTROLS)
     assert names == ["context_clues", "demo", "ehrshot", "mimic_iv_demo", "smoke", "synthea27nj"]
     for name in names:
         study = shipped(name)
@@ -38,6 +39,29 @@ def test_every_shipped_study_is_valid(repository, shipped, monkeypatch):
             assert definition.task == task
             # a profile fills what the tasks need, unless the labels are given
             assert study.labels.given or all(getattr(profile, key) for key in definition.needs)
+
+
+def test_every_arm_of_the_controls_is_a_valid_study(repository, monkeypatch):
+    from ehrctx.controls.arms import ARMS, Controls, contexts
+    from ehrctx.events.simulate.parameters import parameters_of
+
+    monkeypatch.chdir(repository)
+    controls = load(Controls, repository / "pipelines" / "studies" / f"{CONTROLS}.yaml")
+    studies = controls.studies()
+    assert tuple(studies) == ARMS
+    made = {arm: parameters_of(study.simulate.preset, study.simulate.parameters, arm) for arm, study in studies.items()}
+    short, long = contexts(studies["far"].models)
+    assert (made["far"].cause.distance_tokens, made["near"].cause.distance_tokens) == (short, 0)
+    assert made["far"].cause.distance_tokens + made["far"].cause.events < long
+    assert made["hidden"] == made["far"].model_copy(
+        update={"cause": made["far"].cause.model_copy(update={"shown": False})}
+    )
+    assert set(studies["permuted"].tasks) == PUBLISHED_TASKS
+    assert studies["permuted"].labels.permuted is not None
+    assert made["steady"] == made["progressing"].model_copy(update={"progression": 0})
+    for arm in ("copy_rate", "gap_shape", "visit_rate"):
+        levels = made[f"{arm}_levels"].levels
+        assert (levels.property, len(levels.values)) == (arm, 10)
 
 
 def grid_of(study):

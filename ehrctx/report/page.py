@@ -225,6 +225,7 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
         task_name=task_name,
         signed=signed,
         study=study,
+        permuted=(study.get("labels") or {}).get("permuted"),
         version=__version__,
         summary=summary,
         data=_data_name(study, summary["name"]),
