@@ -1,12 +1,13 @@
 # make demo     the demo study: environment, workflow, report
 # make smoke    the same workflow on a pocket-size study, in about a minute and a half
+# make controls what the workflow finds in cohorts of which the truth is known
 # make test     the tests
 # make check    ruff and mypy
 # make bench    speed against named baselines, as JSON lines (BENCH=--quick: a few minutes)
 # make dashboard  the MLflow dashboard, on this machine only
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo smoke test check bench dashboard clean
+.PHONY: demo smoke controls test check bench dashboard clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +25,10 @@ demo: $(READY)
 
 smoke: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/smoke.yaml
+
+controls: $(READY)
+	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/controls.yaml
+	@echo "Controls: results/controls/report/index.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile

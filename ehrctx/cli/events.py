@@ -74,3 +74,39 @@ def split(
     with new_file(out) as partial:
         table.write_parquet(partial)
     print_facts(dict(table["split"].value_counts(sort=True).iter_rows()))
+
+
+@app.command()
+def marginals(
+    data: Annotated[list[Path], typer.Argument(help="folders of MEDS data sets, to be put side by side")],
+    out: Annotated[Path, typer.Option(help="folder for marginals.csv, codes.csv and marginals.svg")],
+    profile: Annotated[
+        list[str],
+        typer.Option(help="a profile in pipelines/datasets/, or the path of one; for each data set, in order"),
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option(help="what to call each data set; its folder's name if left out")
+    ] = None,
+    privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
+) -> None:
+    """Put lengths, gaps and the commonest codes of data sets side by side: a simulated one and your own, say."""
+    import polars as pl
+
+    from ehrctx.artifacts import new_file, write_table
+    from ehrctx.configuration import settings
+    from ehrctx.events.marginals import marginals_of
+    from ehrctx.report.marginals import marginals_figure
+    from ehrctx.study import Privacy
+
+    names = name or [folder.name for folder in data]
+    if not len(data) == len(profile) == len(names):
+        raise InputError(
+            f"{len(data)} data sets have {len(profile)} profiles and {len(names)} names. Give one of each per data set."
+        )
+    chosen = settings(Privacy, privacy, "--privacy")
+    found = [marginals_of(*each, chosen) for each in zip(data, profile, names, strict=True)]
+    write_table(pl.concat([one.table for one in found]), out / "marginals.csv")
+    write_table(pl.concat([one.codes for one in found]), out / "codes.csv")
+    with new_file(out / "marginals.svg") as partial:
+        marginals_figure(found).savefig(partial, format="svg", metadata={"Date": None})
+    typer.echo(f"marginals: {out}/marginals.csv, codes.csv, marginals.svg")
