@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrctx.errors import InputError
 from ehrctx.probe.predict import read_predictions
 from ehrctx.probe.statistics import SCORES, Draws, Intervals, holm
 from ehrctx.study import Statistics
@@ -29,7 +30,8 @@ SCHEMA: dict[str, Any] = {
 def chance_table(predictions: Sequence[Path], statistics: Statistics) -> pl.DataFrame:
     """SCHEMA: every task, model and head on all labels; p of "the AUROC is .5", adjusted (Holm) for being one of all.
 
-    Not tested (no interval, no p) is what rests on fewer than two subjects of a class.
+    Not tested (no interval, no p) is what rests on fewer than two subjects of a class. Raises InputError where so few
+    draws are made that the smallest p they can give would not survive the adjustment: such a control could not fail.
     """
     intervals, auroc = Intervals(statistics.level), SCORES.index("auroc")
     rows = []
@@ -43,6 +45,12 @@ def chance_table(predictions: Sequence[Path], statistics: Statistics) -> pl.Data
             p = intervals.two_sided_p(replicates - 0.5, n)
             rows.append((task, model, head, float(one[auroc]), *intervals.of(replicates, n), p, None, n))
     table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    tested = int(np.isfinite(table["p"].to_numpy()).sum())
+    if 2 * tested / (1 + statistics.replicates) >= (1 - statistics.level) / 2:
+        raise InputError(
+            f"{statistics.replicates:,} bootstrap draws could tell none of {tested} AUROCs from chance once adjusted. "
+            f"Set statistics.replicates to at least {round(4 * tested / (1 - statistics.level)):,}."
+        )
     return table.with_columns(p_holm=pl.Series(holm(table["p"].to_numpy()), dtype=pl.Float64))
 
 

@@ -19,7 +19,6 @@ from ehrctx.probe.statistics import SCORES, Draws, Intervals
 from ehrctx.study import Statistics
 
 ORACLE, BLIND = "oracle", "oracle without the cause"
-COUNTS = "counts"
 KEYS = ["subject_id", "prediction_time"]
 
 

@@ -13,8 +13,9 @@ from ehrctx.artifacts import new_file, write_table
 from ehrctx.controls.arms import LEVELS, NEGATIVE, POSITIVE, PROGRESSION, Controls, contexts
 from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
 from ehrctx.controls.negative import chance_table, excluded
-from ehrctx.controls.positive import COUNTS, Found, aurocs, by_context, difference, recovered
+from ehrctx.controls.positive import Found, aurocs, by_context, difference, recovered
 from ehrctx.controls.progression import paired_slope
+from ehrctx.probe.predict import COUNTS
 from ehrctx.probe.statistics import Intervals
 from ehrctx.study import Statistics
 

@@ -15,7 +15,8 @@ from ehrctx import __version__
 from ehrctx.artifacts import new_file
 from ehrctx.controls.arms import POSITIVE, Controls
 from ehrctx.controls.levels import FOLLOWS
-from ehrctx.controls.positive import BLIND, COUNTS, ORACLE
+from ehrctx.controls.positive import BLIND, ORACLE
+from ehrctx.probe.predict import COUNTS
 from ehrctx.report.figures import STYLES, image, name_axes, panel_grid, shared_legend, task_name, tokens_name
 from ehrctx.study import ModelId
 

@@ -1,0 +1,179 @@
+"""Each control against numbers that were planted: one that should hold does, one that should fail does."""
+
+import numpy as np
+import pytest
+from scipy.stats import linregress
+from sklearn.metrics import roc_auc_score
+
+from ehrctx.configuration import load, validate
+from ehrctx.controls.arms import ARMS, Controls
+from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
+from ehrctx.controls.negative import chance_table, excluded
+from ehrctx.controls.positive import BLIND, ORACLE, aurocs, difference, read_truth, recovered
+from ehrctx.controls.progression import paired_slope
+from ehrctx.errors import InputError
+from ehrctx.probe.statistics import Intervals
+from ehrctx.robustness.progression import position_bins
+from ehrctx.study import Statistics
+
+TASK = "new_acutemi"
+STATISTICS = Statistics(replicates=400)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory, write_predictions, write_truth):
+    """Labels of 1,500 subjects; models that know their probability, half of it, and nothing."""
+    root, rng = tmp_path_factory.mktemp("planted"), np.random.default_rng(0)
+    cause = rng.random(1_500) < 0.35
+    probability = np.where(cause, 0.45, 0.04)
+    y = rng.random(1_500) < probability
+    events = write_truth(root / "events", TASK, probability, np.full(1_500, 0.18))
+    half = np.where(rng.random(1_500) < 0.5, probability, 0.18)
+    folders = [
+        write_predictions(root / name, name, {TASK: (y, p)})
+        for name, p in (("gpt-tiny-512", probability), ("llama-tiny-512", half), ("gpt-tiny-128", rng.random(1_500)))
+    ]
+    return aurocs(events, folders, TASK, STATISTICS), y, probability, half
+
+
+def test_the_oracle_and_the_models_have_their_aurocs(planted):
+    found, y, probability, half = planted
+    assert found.values[ORACLE] == pytest.approx(roc_auc_score(y, probability))
+    assert found.values["llama-tiny-512"] == pytest.approx(roc_auc_score(y, half))
+    assert found.values[BLIND] == 0.5
+    assert found.subjects == y.sum()
+
+
+def test_what_is_recovered_of_the_oracle(planted):
+    found, y, probability, half = planted
+    intervals = Intervals(0.95)
+    value, drawn = recovered(found, "gpt-tiny-512")
+    assert value == 1
+    assert (drawn == 1).all()
+    value, drawn = recovered(found, "llama-tiny-512")
+    low, high = intervals.of(drawn, found.subjects)
+    assert value == pytest.approx((roc_auc_score(y, half) - 0.5) / (roc_auc_score(y, probability) - 0.5))
+    assert 0.4 < low < value < high < 0.9
+    low, high = intervals.of(recovered(found, "gpt-tiny-128")[1], found.subjects)
+    assert low < 0 < high
+
+
+def test_differences_are_paired(planted):
+    found, *_ = planted
+    value, drawn = difference(found, "gpt-tiny-512", found, "llama-tiny-512")
+    apart = np.var(found.replicates["gpt-tiny-512"]) + np.var(found.replicates["llama-tiny-512"])
+    assert value == found.values["gpt-tiny-512"] - found.values["llama-tiny-512"]
+    assert drawn.var() < 0.8 * apart
+
+
+def test_labels_without_a_truth_are_refused(tmp_path, write_predictions, write_truth):
+    y = np.arange(40) % 2 == 0
+    events = write_truth(tmp_path / "events", TASK, np.full(30, 0.5), np.full(30, 0.5))
+    folder = write_predictions(tmp_path / "gpt-tiny-64", "gpt-tiny-64", {TASK: (y, np.full(40, 0.5))})
+    with pytest.raises(InputError, match="oracle predicts other labels of 'new_acutemi'"):
+        aurocs(events, [folder], TASK, STATISTICS)
+    with pytest.raises(InputError, match="holds no truth/labels"):
+        read_truth(tmp_path, "labels")
+
+
+def test_chance_is_not_excluded_and_a_signal_is(tmp_path, write_predictions):
+    rng = np.random.default_rng(3)
+    tasks = {f"task {i}": (rng.random(300) < 0.3, rng.random(300)) for i in range(20)}
+    table = chance_table(
+        [write_predictions(tmp_path / "gpt-tiny-64", "gpt-tiny-64", tasks)], Statistics(replicates=4_000)
+    )
+    assert table.height == 20
+    assert excluded(table, 0.95) == 0
+    assert (table["p_holm"] >= table["p"]).all()
+    y = rng.random(300) < 0.3
+    tasks["a leak"] = y, np.where(y, 0.6, 0.4) + 0.3 * rng.standard_normal(300)
+    table = chance_table(
+        [write_predictions(tmp_path / "gpt-tiny-128", "gpt-tiny-128", tasks)], Statistics(replicates=4_000)
+    )
+    assert excluded(table, 0.95) == 1
+    assert table.sort("p_holm")["task"][0] == "a leak"
+
+
+def test_a_control_that_could_not_fail_is_refused(tmp_path, write_predictions):
+    rng = np.random.default_rng(3)
+    tasks = {f"task {i}": (rng.random(300) < 0.3, rng.random(300)) for i in range(20)}
+    folder = write_predictions(tmp_path / "gpt-tiny-64", "gpt-tiny-64", tasks)
+    with pytest.raises(InputError, match=r"400 bootstrap draws .* 20 AUROCs .* at least 1,600"):
+        chance_table([folder], STATISTICS)
+
+
+def test_a_task_of_one_class_is_no_test(tmp_path, write_predictions):
+    folder = write_predictions(tmp_path / "m", "gpt-tiny-64", {"one": (np.zeros(30, dtype=bool), np.arange(30) / 30)})
+    table = chance_table([folder], STATISTICS)
+    assert table["n_subjects"].to_list() == [0]
+    assert excluded(table, 0.95) == 0
+
+
+@pytest.mark.parametrize("planted", FOLLOWS)
+def test_levels_that_a_property_follows_and_that_it_does_not(tmp_path, write_truth, write_properties, planted):
+    level = np.repeat(np.arange(1, 11) / 10, 20)
+    events = write_truth(tmp_path / "events", TASK, np.zeros(200), np.zeros(200), level)
+    noise = 0.001 * np.random.default_rng(0).standard_normal(200)
+    values = {name: 5 + sign * level + noise for name, sign in FOLLOWS[planted].items()}
+    table, correlations = level_table(planted, events, write_properties(tmp_path / "p", values))
+    for name, sign in FOLLOWS[planted].items():
+        assert is_monotone(table, planted, name)
+        assert correlations[name] == pytest.approx(sign, abs=0.01)
+        own = table.filter(property=name).sort("level")
+        assert own["level"].to_list() == pytest.approx(sorted(set(level)))
+        assert own["mean"][0] == pytest.approx(values[name][:20].mean())  # the last prediction time of each subject
+        assert own["n_subjects"].to_list() == [20] * 10
+    name = next(iter(values))
+    values[name] = np.where(level == level[100], values[name][0], values[name])
+    table, _ = level_table(planted, events, write_properties(tmp_path / "q", values))
+    assert not is_monotone(table, planted, name)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.05, -0.05])
+def test_the_slope_of_the_paired_difference(tmp_path, write_losses, slope):
+    rng = np.random.default_rng(1)
+    own = rng.normal(2, 1, (60, 1)) + rng.normal(0, 0.2, (60, 256))  # subjects differ far more than the cohorts
+    position = np.arange(1, 257)
+    edges = position_bins(256, 1)
+    middle = np.sqrt(edges[:-1] * (edges[1:] - 1))[np.searchsorted(edges, position, side="right") - 1]
+    more = own + slope * np.log2(middle) + rng.normal(0, 0.2, (60, 256))
+    folders = write_losses(tmp_path / "more", more), write_losses(tmp_path / "steady", own)
+    found = paired_slope(*folders, STATISTICS)
+    assert found.lower < slope < found.upper
+    assert found.upper - found.lower < 0.03
+    assert found.n_subjects == 60
+    by_bin = found.table
+    expected = linregress(np.log2(np.sqrt(by_bin["position_from"] * by_bin["position_to"])), by_bin["difference"])
+    assert found.value == pytest.approx(expected.slope, abs=0.01)  # every subject is in every bin: the same fit
+    assert by_bin["n_subjects"].to_list() == [60] * by_bin.height
+
+
+def test_losses_of_too_few_positions_are_refused(tmp_path, write_losses):
+    folders = [write_losses(tmp_path / str(i), np.ones((30, 1))) for i in range(2)]
+    with pytest.raises(InputError, match="too few positions"):
+        paired_slope(*folders, STATISTICS)
+
+
+@pytest.fixture
+def design(repository):
+    return load(Controls, repository / "pipelines" / "studies" / "controls.yaml").model_dump()
+
+
+def test_an_arms_mistake_is_told_with_the_arms_name(design):
+    controls = validate(Controls, design | {"near": {"models": ["gtp-tiny-64"]}}, "controls")
+    with pytest.raises(InputError, match=r"controls: near: `models\.0`"):
+        controls.studies()
+    controls = validate(Controls, design | {"far": {"name": "mine"}}, "controls")
+    with pytest.raises(InputError, match="`far` has the key `name`, which is the controls' own"):
+        controls.studies()
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_asked_for(design, arm):
+    with pytest.raises(InputError, match=f"`{arm}`"):
+        validate(Controls, {key: value for key, value in design.items() if key != arm}, "controls")
+
+
+def test_bars_that_contradict_each_other_are_refused(design):
+    with pytest.raises(InputError, match="is less than"):
+        validate(Controls, design | {"bars": {"recovered": 0.9, "stretch": 0.8}}, "controls")
