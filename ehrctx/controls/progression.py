@@ -1,7 +1,8 @@
 """The control of progression: the same subjects with and without it; what comes next must grow harder to tell.
 
 Both cohorts share the seed, so subjects are pairs. In each bin of token positions a subject has a mean loss with
-progression and one without; the slope of their difference over log2 of the position is fitted by least squares.
+progression and one without; the slope of their difference over log2 of the position is fitted by least squares. The
+first FIRST - 1 tokens are left out: how likely a window begins with a record's first events depends on lengths alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ehrctx.study import Statistics
 
 FEWEST_SUBJECTS = 20  # of a bin
 BINS_PER_OCTAVE = 1
+FIRST = 16
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Slope:
 
 
 def _by_subject(losses: pl.DataFrame, edges: np.ndarray) -> pl.DataFrame:
+    losses = losses.filter(pl.col("position") >= FIRST)
     place = np.searchsorted(edges, losses["position"].to_numpy(), side="right") - 1
     return losses.with_columns(bin=pl.Series(place)).group_by("subject_id", "bin").agg(pl.col("loss").mean())
 

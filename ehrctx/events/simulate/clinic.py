@@ -126,6 +126,16 @@ DISEASE_OF = {
     "new_lupus": "lupus",
 }
 
+# What nurses chart in words beside the vital signs: the first words are those of the well.
+ASSESSMENTS = {
+    "LOINC/80288-4": ("alert", "verbal", "pain", "unresponsive"),
+    "LOINC/8884-9": ("sinus rhythm", "sinus tachycardia", "atrial fibrillation"),
+    "LOINC/9304-7": ("regular", "shallow", "labored"),
+    "LOINC/80319-7": ("clear", "diminished", "crackles", "wheezes"),
+    "LOINC/8866-6": ("normal", "weak", "absent"),
+    "LOINC/38208-5": ("none", "mild", "moderate", "severe"),
+}
+
 # In words: platelets now and then, urine protein always.
 PLATELETS_IN_WORDS = "adequate"
 URINE_PROTEIN, URINE_RESULTS = "LOINC/20454-5", ("negative", "trace", "positive")

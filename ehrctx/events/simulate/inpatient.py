@@ -16,6 +16,7 @@ from ehrctx.events.simulate.record import (
     FIRST,
     LAST,
     RESULT,
+    TEXTS,
     TRANSFER_IN,
     TRANSFER_OUT,
     VITAL,
@@ -37,6 +38,7 @@ FIRST_DAY = 1.5
 HOSPITAL_DRUG, INTENSIVE_DRUG, HOME_DRUG = 0.8, 0.7, 0.6
 INTENSIVE_DAYS = 2.0  # mean length of a stay in intensive care
 SIGNS_CODED = 2
+UNWELL = 0.5  # steps down a list of assessments at severity 0, the mean of an exponential draw
 TROPONIN = places_of(("troponin",))[0]
 INFARCTED_TROPONIN = 4.0  # deviations: some fifty times the mean
 
@@ -108,7 +110,7 @@ def test(people: People, stays: Stays, measured: Measured, tested: float, record
 
 
 def chart(people: People, stays: Stays, measured: Measured, settings: chosen.Stays, record: Record) -> None:
-    """Rounds of vital signs, evenly over the stay, and more of them in intensive care."""
+    """Rounds of vital signs and assessments, evenly over the stay, and more of them in intensive care."""
     left, some = intensive_care(people, stays)
     spans = (
         (np.arange(len(stays)), stays.admitted, stays.discharged, settings.charted_per_day),
@@ -127,6 +129,12 @@ def chart(people: People, stays: Stays, measured: Measured, settings: chosen.Sta
             noise = people.draws.normal("charted", rows, number, count, span, place)
             x = measured.expected[stay, place] + severity_of(places) * severity + measured.noise[stay, place] * noise
             record.add(VITAL, rows, to_minute(time), test_codes()[place], values_of(places, x), visits=number)
+        for item, (loinc, words) in enumerate(clinic.ASSESSMENTS.items()):
+            # the sicker, the further down the list
+            steps = UNWELL * np.exp(severity) * people.draws.exponential("assessed", rows, number, count, span, item)
+            found = np.minimum(steps.astype(np.int64), len(words) - 1)
+            texts = np.array([TEXTS.index(word) for word in words])[found]
+            record.add(VITAL, rows, to_minute(time), place_of(loinc), texts=texts, visits=number)
 
 
 def treat(people: People, stays: Stays, stage: np.ndarray, record: Record) -> None:

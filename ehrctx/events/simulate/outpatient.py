@@ -39,12 +39,10 @@ from ehrctx.events.simulate.results import (
 )  # fmt: skip
 from ehrctx.events.simulate.visits import opening_hours
 
-CODED, SIGNED, PRESCRIBED, MEASURED = (
-    0.4,
-    0.5,
-    0.5,
-    0.5,
-)  # chances per visit of a disease, its signs, its drug; of vitals
+# A visit is about so many of the diagnosed diseases, and renews so many drugs, however many there are: so what comes
+# next is harder to tell the more there are.
+CODED, PRESCRIBED = 1.8, 1.4
+SIGNED, MEASURED = 0.5, 0.5  # chances of a sign of a preclinical disease, and of vital signs
 ACUTE_ONE, ACUTE_TWO, ACUTE_DRUG, URINE = 0.65, 0.25, 0.2, 0.04
 POOL, POOL_PER_DISEASE, POOL_SKEW = 6, 5, 1.5  # how many acute problems a subject meets, the first ones more often
 LESS_TESTED, MORE_TESTED = (
@@ -124,11 +122,11 @@ def diagnose(people: People, visits: Visits, stage: np.ndarray, record: Record) 
     """Codes of the day: diseases, signs, acute problems."""
     draws, rows, source, day = people.draws, visits.rows, visits.source, np.floor(visits.times)
     items = np.arange(len(DISEASES))[None]
-    coded = draws.uniform("coded", rows[:, None], source[:, None], items) < np.where(
-        visits.registers[:, None], 1.0, CODED
-    )
+    known = stage >= DIAGNOSED
+    chance = np.where(visits.registers, 1.0, CODED / np.maximum(known.sum(axis=1), CODED))
+    coded = draws.uniform("coded", rows[:, None], source[:, None], items) < chance[:, None]
     its_own = source[:, None] == DIAGNOSTIC + items
-    visit, disease = np.nonzero((stage >= DIAGNOSED) & (coded | its_own))
+    visit, disease = np.nonzero(known & (coded | its_own))
     record.add(DIAGNOSIS, rows[visit], day[visit], disease_code(stage[visit, disease], disease))
     visit, disease = np.nonzero(stage == PRECLINICAL)
     shown = draws.uniform("signed", rows[visit], source[visit], disease) < SIGNED
@@ -140,8 +138,8 @@ def diagnose(people: People, visits: Visits, stage: np.ndarray, record: Record) 
         sign_code(draws.uniform("sign", rows[visit], source[visit], disease), disease),
     )
     pool = np.minimum(POOL + POOL_PER_DISEASE * (stage >= DIAGNOSED).sum(axis=1), len(_ACUTE))
-    for item, chance in enumerate((ACUTE_ONE, ACUTE_TWO)):
-        some = draws.uniform("acute", rows, source, item) < chance
+    for item, share in enumerate((ACUTE_ONE, ACUTE_TWO)):
+        some = draws.uniform("acute", rows, source, item) < share
         u = draws.uniform("problem", rows[some], source[some], item)
         record.add(DIAGNOSIS, rows[some], day[some], icd(*_ACUTE)[(pool[some] * u**POOL_SKEW).astype(np.int64)])
 
@@ -149,9 +147,11 @@ def diagnose(people: People, visits: Visits, stage: np.ndarray, record: Record) 
 def prescribe(people: People, visits: Visits, stage: np.ndarray, record: Record) -> None:
     """Refills of the drugs against diseases, and now and then one against an acute problem."""
     draws, rows, source, times = people.draws, visits.rows, visits.source, visits.times
-    visit, disease = np.nonzero((stage >= DIAGNOSED) & people.treated[rows])
+    treated = (stage >= DIAGNOSED) & people.treated[rows]
+    visit, disease = np.nonzero(treated)
     code, exists = drug_code(people, rows[visit], disease)
-    given = (draws.uniform("prescribed", rows[visit], source[visit], disease) < PRESCRIBED) & exists
+    chance = PRESCRIBED / np.maximum(treated.sum(axis=1), PRESCRIBED)
+    given = (draws.uniform("prescribed", rows[visit], source[visit], disease) < chance[visit]) & exists
     record.add(DRUG, rows[visit][given], times[visit][given], code[given])
     some = draws.uniform("acute drug", rows, source) < ACUTE_DRUG
     which = draws.choice("which acute drug", len(_ACUTE_DRUGS), rows[some], source[some])

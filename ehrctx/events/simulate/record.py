@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from ehrctx.events.simulate.clinic import LABS, PLATELETS_IN_WORDS, TESTS, URINE_RESULTS
+from ehrctx.events.simulate.clinic import ASSESSMENTS, LABS, PLATELETS_IN_WORDS, TESTS, URINE_RESULTS
 
 # Events of one minute: in this order.
 FIRST, TRANSFER_IN, VITAL, RESULT, DIAGNOSIS, DRUG, TRANSFER_OUT, LAST, DEATH = range(9)
-TEXTS = (PLATELETS_IN_WORDS, *URINE_RESULTS)
+TEXTS = tuple(
+    dict.fromkeys((PLATELETS_IN_WORDS, *URINE_RESULTS, *(word for words in ASSESSMENTS.values() for word in words)))
+)
 STATIC = -np.inf  # the time of events without a time
 NO_VALUE, NO_TEXT, NO_VISIT = np.nan, -1, -1
 
