@@ -39,7 +39,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for name in scan long_conv rms_norm token_loss training_step batches tokenization store embed probe bootstrap interval_coverage; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@for name in simulate scan long_conv rms_norm token_loss training_step batches tokenization store embed probe bootstrap interval_coverage; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 dashboard: $(READY)
 	@echo "Open $(DASHBOARD)"

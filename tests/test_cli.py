@@ -388,7 +388,7 @@ def test_an_export_without_finished_timelines_is_refused(run, untrained, tmp_pat
 VERBS = {
     "check", "simulate", "split", "tokenize", "label", "pretrain", "export", "embed", "probe", "score", "properties",
     "perplexity", "robustness", "plan", "report", "track", "groups", "count", "fit", "encode", "gather", "show",
-    "controls", "import omop", "import ehrshot", "import femr",
+    "controls", "marginals", "import omop", "import ehrshot", "import femr",
 }  # fmt: skip
 
 
