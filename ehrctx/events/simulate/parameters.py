@@ -120,6 +120,9 @@ class Parameters(Config):
     description: str = ""
     record_years: Positive = Field(18.0, le=LONGEST_RECORD_YEARS, description="of the longest records")
     shortest_record_years: Positive = Field(0.1, description="of the shortest")
+    age: tuple[Annotated[float, Field(ge=18)], Annotated[float, Field(le=100)]] = Field(
+        (18, 85), description="of the youngest and of the oldest when their records begin"
+    )
     copy_rate: Share = Field(0.5, description="share of visits that carry the visit before forward: the mean")
     copy_rate_spread: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.25, description="standard deviation of it over subjects"
@@ -134,6 +137,8 @@ class Parameters(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.age[0] >= self.age[1]:
+            raise ValueError(f"age {list(self.age)} must rise")
         if self.shortest_record_years > self.record_years:
             raise ValueError(
                 f"shortest_record_years ({self.shortest_record_years:g}) is more than record_years "

@@ -149,7 +149,8 @@ def people_of(parameters: Parameters, seed: int, first: int, last: int) -> Peopl
 
     longest, shortest = parameters.record_years, parameters.shortest_record_years
     start = FOLLOW_UP_END - YEAR * shortest * (longest / shortest) ** draws.uniform("record", rows)
-    age = ADULT + 67.0 * _shares(0.5, 0.25, draws.uniform("age", rows))
+    youngest, oldest = parameters.age
+    age = youngest + (oldest - youngest) * _shares(0.5, 0.25, draws.uniform("age", rows))
     birth = np.floor(start - YEAR * age)
     frailty = FRAILTIES[np.searchsorted(np.cumsum(FRAILTY_SHARES[:-1]), draws.uniform("frailty", rows))]
     visits = parameters.visits

@@ -47,6 +47,8 @@ def test_changes_go_on_top_key_by_key(changed):
         ({"stays": {"index_years": [3, 2]}}, "must rise"),
         ({"stays": {"index_years": [1, 3]}}, r"stays\.index_years.*shortest_record_years is 0\.03"),
         ({"record_years": 19}, "`record_years`"),
+        ({"age": [17, 40]}, r"`age\.0`"),
+        ({"age": [40, 40]}, "must rise"),
         ({"shortest_record_years": 5, "record_years": 4}, r"shortest_record_years \(5\)"),
         ({"levels": {"property": "copy_rate", "values": [0.5]}}, r"`levels\.values`"),
         ({"levels": {"property": "copy_rate", "values": [0.5, 1.5]}}, "copy_rate of 1.5 is not between 0 and 1"),
