@@ -73,11 +73,11 @@ def make(tmp_path_factory, repository):
 
 @pytest.fixture(scope="session")
 def planted(make, preset):
-    """6,000 subjects of the preset `planted`."""
-    return make(preset("planted"), 6_000)
+    """4,000 subjects of the preset `planted`."""
+    return make(preset("planted"), 4_000)
 
 
 @pytest.fixture(scope="session")
 def published(make, preset):
-    """4,000 subjects of the preset `published`."""
-    return make(preset("published"), 4_000)
+    """3,000 subjects of the preset `published`."""
+    return make(preset("published"), 3_000)
