@@ -5,7 +5,7 @@ It is read here, and each arm validated as the study that it is: an arm runs thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -71,7 +71,7 @@ class Controls(Config):
         return self
 
 
-def contexts(models: Mapping[str, Any] | tuple[str, ...]) -> tuple[int, int]:
+def contexts(models: Sequence[str]) -> tuple[int, int]:
     """The shortest and the longest context length of `models`."""
     lengths = [ModelId.parse(model).context for model in models]
     return min(lengths), max(lengths)

@@ -38,9 +38,10 @@ def chance_table(predictions: Sequence[Path], statistics: Statistics) -> pl.Data
     for folder in predictions:
         model, found, _ = read_predictions(folder)
         frame = found.filter(pl.col("split") == "held_out", pl.col("k") == "all").collect()
+        draws = Draws.of(frame["subject_id"].to_numpy(), statistics)  # shared, as in every other table
         for (task, head), own in frame.partition_by("task", "head", as_dict=True, maintain_order=True).items():
             y, ids = own["y"].to_numpy(), own["subject_id"].to_numpy()
-            one, drawn = Draws.of(ids, statistics).scores(y, own["p"].to_numpy(), ids)
+            one, drawn = draws.scores(y, own["p"].to_numpy(), ids)
             n, replicates = intervals.subjects(y, ids), drawn[:, auroc]
             p = intervals.two_sided_p(replicates - 0.5, n)
             rows.append((task, model, head, float(one[auroc]), *intervals.of(replicates, n), p, None, n))

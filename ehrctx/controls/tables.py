@@ -61,7 +61,10 @@ def positive_rows(controls: Controls, found: dict[str, Found], models: tuple[str
     reached = {model: recovered(far, model) for model in by_context(far.values, long)}
     best = max(reached, key=lambda model: reached[model][0])
     for model, share in reached.items():
-        judged = {"bar": f">= {controls.bars.recovered:g}", "holds": share[0] >= controls.bars.recovered}
+        judged = {
+            "bar": f">= {controls.bars.recovered:g} (hoped for {controls.bars.stretch:g})",
+            "holds": share[0] >= controls.bars.recovered,
+        }
         rows.append(
             row("share of the oracle's AUROC above .5", "far", model, share, **(judged if model == best else {}))
         )

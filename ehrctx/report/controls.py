@@ -155,17 +155,14 @@ def write_page(controls: Controls, tables: dict[str, pl.DataFrame], out: Path) -
     environment = Environment(
         loader=PackageLoader("ehrctx.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    far = controls.study("far")
     page = environment.get_template("controls.html.j2").render(
         name=controls.name,
         version=__version__,
         task=task_name(controls.task),
         level=controls.statistics.level,
         replicates=controls.statistics.replicates,
-        bars=controls.bars,
         groups=[(CONTROL_NAMES[name], [r for r in rows if r["control"] == name]) for name in CONTROL_NAMES],
         judged=[r for r in rows if r["holds"] is not None],
-        simulated=far.simulate.model_dump(mode="json") if far.simulate else {},
         figures={
             "positive": image(auroc_by_arm(tables["aurocs"])),
             "negative": image(chance_by_task(tables["chance"])),

@@ -34,7 +34,7 @@ from ehrctx.events.simulate.record import (
     joined,
     place_of,
     timestamps,
-)  # fmt: skip
+)
 from ehrctx.events.simulate.stays import Stays, first_admission, stays_of
 from ehrctx.events.simulate.truth import label_truth
 from ehrctx.events.simulate.visits import to_minute, visit_times

@@ -22,10 +22,10 @@ from ehrctx.events.simulate.record import (
     VITAL,
     Record,
     icd,
+    loinc_codes,
     place_of,
     rxnorm,
-    test_codes,
-)  # fmt: skip
+)
 from ehrctx.events.simulate.results import Measured, measured_at, places_of, severity_of, values_of
 from ehrctx.events.simulate.stays import INFARCTED, Stays
 from ehrctx.events.simulate.visits import to_minute
@@ -41,10 +41,6 @@ SIGNS_CODED = 2
 UNWELL = 0.5  # steps down a list of assessments at severity 0, the mean of an exponential draw
 TROPONIN = places_of(("troponin",))[0]
 INFARCTED_TROPONIN = 4.0  # deviations: some fifty times the mean
-
-
-def _within(stays: Stays, stay: np.ndarray, times: np.ndarray) -> np.ndarray:
-    return times < stays.discharged[stay]
 
 
 def intensive_care(people: People, stays: Stays) -> tuple[np.ndarray, np.ndarray]:
@@ -79,11 +75,11 @@ def days_of(people: People, stays: Stays) -> tuple[np.ndarray, np.ndarray, np.nd
     day = np.arange(len(stay)) - np.repeat(np.cumsum(days) - days, days)
     u = people.draws.uniform("drawn", stays.rows[stay], stays.number[stay], day)
     time = to_minute(stays.admitted[stay] + day + DRAWN_FROM + DRAWN_WITHIN * u)
-    kept = _within(stays, stay, time)
+    kept = time < stays.discharged[stay]
     return stay[kept], day[kept], time[kept]
 
 
-def test(people: People, stays: Stays, measured: Measured, tested: float, record: Record) -> None:
+def measure(people: People, stays: Stays, measured: Measured, tested: float, record: Record) -> None:
     """Panels by day, more of them the sicker the patient; troponin after an infarction."""
     stay, day, time = days_of(people, stays)
     rows, number, severity = stays.rows[stay], stays.number[stay], stays.severity[stay]
@@ -106,7 +102,7 @@ def test(people: People, stays: Stays, measured: Measured, tested: float, record
     )[0]
     x = INFARCTED_TROPONIN + people.draws.normal("troponin", rows[drawn], number[drawn], day[drawn])
     values = values_of(np.full(len(drawn), TROPONIN), x)
-    record.add(RESULT, rows[drawn], time[drawn], test_codes()[TROPONIN], values, visits=number[drawn])
+    record.add(RESULT, rows[drawn], time[drawn], loinc_codes()[TROPONIN], values, visits=number[drawn])
 
 
 def chart(people: People, stays: Stays, measured: Measured, settings: chosen.Stays, record: Record) -> None:
@@ -117,18 +113,20 @@ def chart(people: People, stays: Stays, measured: Measured, settings: chosen.Sta
         (np.nonzero(some)[0], stays.transfer[some], left[some], settings.charted_per_intensive_day),
     )
     for span, (which, begins, ends, per_day) in enumerate(spans):
+        if not per_day:
+            continue
         rounds = np.floor((ends - begins) * per_day).astype(np.int64)
         at = np.repeat(np.arange(len(which)), rounds)
         count = np.arange(len(at)) - np.repeat(np.cumsum(rounds) - rounds, rounds)
         stay = which[at]
         rows, number = stays.rows[stay], stays.number[stay]
-        time = begins[at] + (count + people.draws.uniform("round", rows, number, count, span)) / max(per_day, 1e-9)
+        time = begins[at] + (count + people.draws.uniform("round", rows, number, count, span)) / per_day
         severity = stays.severity[stay] * RECOVERY ** np.floor(time - stays.admitted[stay])
         for place in places_of(clinic.CHARTED_VITALS):
             places = np.full(len(at), place)
             noise = people.draws.normal("charted", rows, number, count, span, place)
             x = measured.expected[stay, place] + severity_of(places) * severity + measured.noise[stay, place] * noise
-            record.add(VITAL, rows, to_minute(time), test_codes()[place], values_of(places, x), visits=number)
+            record.add(VITAL, rows, to_minute(time), loinc_codes()[place], values_of(places, x), visits=number)
         for item, (loinc, words) in enumerate(clinic.ASSESSMENTS.items()):
             # the sicker, the further down the list
             steps = UNWELL * np.exp(severity) * people.draws.exponential("assessed", rows, number, count, span, item)
@@ -160,7 +158,7 @@ def treat(people: People, stays: Stays, stage: np.ndarray, record: Record) -> No
         record.add(DRUG, stays.rows[some], stays.discharged[some], drug, visits=stays.number[some])
 
 
-def code(people: People, stays: Stays, record: Record) -> None:
+def diagnose(people: People, stays: Stays, record: Record) -> None:
     """An infarction when it is found; at discharge what admitted, signs, and all diseases that are diagnosed."""
     draws, rows, number = people.draws, stays.rows, stays.number
     some = np.isfinite(stays.infarction)
@@ -188,7 +186,7 @@ def admit(people: People, stays: Stays, settings: chosen.Stays, record: Record) 
     stage = people.stage_at(stays.rows, stays.admitted)
     measured = measured_at(people, stays.rows, stays.admitted, stage)
     move(people, stays, record)
-    test(people, stays, measured, settings.tested, record)
+    measure(people, stays, measured, settings.tested, record)
     chart(people, stays, measured, settings, record)
     treat(people, stays, stage, record)
-    code(people, stays, record)
+    diagnose(people, stays, record)

@@ -23,10 +23,10 @@ from ehrctx.events.simulate.record import (
     VITAL,
     Record,
     icd,
+    loinc_codes,
     place_of,
     rxnorm,
-    test_codes,
-)  # fmt: skip
+)
 from ehrctx.events.simulate.results import (
     IN_WORDS,
     PLATELETS,
@@ -36,7 +36,7 @@ from ehrctx.events.simulate.results import (
     measured_at,
     places_of,
     values_of,
-)  # fmt: skip
+)
 from ehrctx.events.simulate.visits import opening_hours
 
 # A visit is about so many of the diagnosed diseases, and renews so many drugs, however many there are: so what comes
@@ -45,10 +45,9 @@ CODED, PRESCRIBED = 1.8, 1.4
 SIGNED, MEASURED = 0.5, 0.5  # chances of a sign of a preclinical disease, and of vital signs
 ACUTE_ONE, ACUTE_TWO, ACUTE_DRUG, URINE = 0.65, 0.25, 0.2, 0.04
 POOL, POOL_PER_DISEASE, POOL_SKEW = 6, 5, 1.5  # how many acute problems a subject meets, the first ones more often
-LESS_TESTED, MORE_TESTED = (
-    0.8,
-    0.12,
-)  # panels are ordered with the chance of clinic.PANELS, times less + more * diseases
+# Panels are ordered with the chance of clinic.PANELS, times LESS_TESTED + MORE_TESTED * diseases.
+LESS_TESTED, MORE_TESTED = 0.8, 0.12
+# panel -> the disease in which it is ordered FOLLOWED times as often
 FOLLOWED_BY = {
     "diabetes": "diabetes",
     "thyroid": "hypothyroidism",
@@ -57,11 +56,10 @@ FOLLOWED_BY = {
     "heart": "heart failure",
     "coagulation": "atrial fibrillation",
     "lipids": "hyperlipidemia",
-}  # panel -> the disease in which it is ordered FOLLOWED times as often; fmt: skip
+}
 FOLLOWED = 4.0
 RESULT_DELAY = 90 / 1440
 DIAGNOSTIC = 1_000_000  # visits that diagnose a disease are numbered from here on, whatever else the subject does
-_ACUTE, _ACUTE_DRUGS = clinic.ACUTE, clinic.ACUTE_DRUGS
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,11 @@ def diagnose(people: People, visits: Visits, stage: np.ndarray, record: Record) 
         day[visit],
         sign_code(draws.uniform("sign", rows[visit], source[visit], disease), disease),
     )
-    pool = np.minimum(POOL + POOL_PER_DISEASE * (stage >= DIAGNOSED).sum(axis=1), len(_ACUTE))
+    pool = np.minimum(POOL + POOL_PER_DISEASE * (stage >= DIAGNOSED).sum(axis=1), len(clinic.ACUTE))
     for item, share in enumerate((ACUTE_ONE, ACUTE_TWO)):
         some = draws.uniform("acute", rows, source, item) < share
         u = draws.uniform("problem", rows[some], source[some], item)
-        record.add(DIAGNOSIS, rows[some], day[some], icd(*_ACUTE)[(pool[some] * u**POOL_SKEW).astype(np.int64)])
+        record.add(DIAGNOSIS, rows[some], day[some], icd(*clinic.ACUTE)[(pool[some] * u**POOL_SKEW).astype(np.int64)])
 
 
 def prescribe(people: People, visits: Visits, stage: np.ndarray, record: Record) -> None:
@@ -154,11 +152,11 @@ def prescribe(people: People, visits: Visits, stage: np.ndarray, record: Record)
     given = (draws.uniform("prescribed", rows[visit], source[visit], disease) < chance[visit]) & exists
     record.add(DRUG, rows[visit][given], times[visit][given], code[given])
     some = draws.uniform("acute drug", rows, source) < ACUTE_DRUG
-    which = draws.choice("which acute drug", len(_ACUTE_DRUGS), rows[some], source[some])
-    record.add(DRUG, rows[some], times[some], rxnorm(*_ACUTE_DRUGS)[which])
+    which = draws.choice("which acute drug", len(clinic.ACUTE_DRUGS), rows[some], source[some])
+    record.add(DRUG, rows[some], times[some], rxnorm(*clinic.ACUTE_DRUGS)[which])
 
 
-def order(people: People, visits: Visits, stage: np.ndarray, tested: float) -> np.ndarray:
+def order_panels(people: People, visits: Visits, stage: np.ndarray, tested: float) -> np.ndarray:
     """Which panels are ordered; bool[visits, panels]. The sicker, the more is tested."""
     diseases = (stage >= DIAGNOSED).sum(axis=1)
     chances = (
@@ -183,7 +181,7 @@ def report_results(
     words = (tests == PLATELETS) & (people.draws.uniform("words", rows, *counters) < IN_WORDS)
     values = np.where(words, np.nan, values_of(tests, x))
     texts = np.where(words, 0, -1)
-    record.add(RESULT, rows, times, test_codes()[tests], values, texts, visits)
+    record.add(RESULT, rows, times, loinc_codes()[tests], values, texts, visits)
     for task, place in TASK_TESTS.items():
         asked = tests == place
         if asked.any():
@@ -193,7 +191,7 @@ def report_results(
 PANEL_TESTS = [places_of(panel.tests) for panel in clinic.PANELS.values()]
 
 
-def test(
+def measure(
     people: People, visits: Visits, measured: Measured, ordered: np.ndarray, tested: float, record: Record
 ) -> None:
     """Vital signs of the visit; the panels' results; urine, in words."""
@@ -203,7 +201,7 @@ def test(
         x = measured.expected[taken, place] + measured.noise[taken, place] * draws.normal(
             "vital", rows[taken], number[taken], place
         )
-        record.add(VITAL, rows[taken], times[taken], test_codes()[place], values_of(np.full(len(taken), place), x))
+        record.add(VITAL, rows[taken], times[taken], loinc_codes()[place], values_of(np.full(len(taken), place), x))
     known = times + RESULT_DELAY
     for panel, tests in enumerate(PANEL_TESTS):
         visit = np.nonzero(ordered[:, panel])[0]
@@ -226,4 +224,4 @@ def see(people: People, visits: Visits, tested: float, record: Record) -> None:
     prescribe(people, visits, stage, record)
     now = people.stage_at(visits.rows, visits.times)
     measured = measured_at(people, visits.rows, visits.times, now)
-    test(people, visits, measured, order(people, visits, stage, tested), tested, record)
+    measure(people, visits, measured, order_panels(people, visits, stage, tested), tested, record)

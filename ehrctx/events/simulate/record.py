@@ -57,7 +57,7 @@ def rxnorm(*codes: str) -> np.ndarray:
 
 
 @cache
-def test_codes() -> np.ndarray:
+def loinc_codes() -> np.ndarray:
     """The place of each test's LOINC code."""
     return np.array([place_of(f"LOINC/{LABS[test].loinc}") for test in TESTS])
 
@@ -151,7 +151,7 @@ def timestamps(days: np.ndarray) -> pl.Series:
 def frame_of(batch: Batch, subject_ids: np.ndarray) -> pl.DataFrame:
     """The events as MEDS has them."""
     table = code_table()
-    by_place = {int(place): LABS[test].unit for place, test in zip(test_codes(), TESTS, strict=True)}
+    by_place = {int(place): LABS[test].unit for place, test in zip(loinc_codes(), TESTS, strict=True)}
     units = pl.Series([by_place.get(place) for place in range(table.height)], dtype=pl.String)
     has_value = ~np.isnan(batch.values)
     texts = pl.Series([*TEXTS, None], dtype=pl.String)
