@@ -15,7 +15,7 @@ from ehrctx.errors import InputError
 from ehrctx.study import ModelId, Privacy, Statistics, Study
 
 # What each arm is for. `<property>_levels` plants a property at several levels.
-POSITIVE = ("far", "near", "hidden")
+POSITIVE = ("far", "near", "hidden", "needle")
 NEGATIVE = "permuted"
 LEVELS = ("copy_rate_levels", "gap_shape_levels", "visit_rate_levels")
 PROGRESSION = ("progressing", "steady")
@@ -38,6 +38,7 @@ class Controls(Config):
     far: dict[str, Any] = Field(description="the cause lies beyond the short context, within the long one")
     near: dict[str, Any] = Field(description="the cause lies within the short context")
     hidden: dict[str, Any] = Field(description="as far, but nobody's record shows the cause")
+    needle: dict[str, Any] = Field(description="as far, but the cause is a single event; reported without a bar")
     permuted: dict[str, Any] = Field(description="outcomes are dealt out among subjects")
     copy_rate_levels: dict[str, Any] = Field(description="copy-forward planted at several levels")
     gap_shape_levels: dict[str, Any] = Field(description="regularity of visits planted at several levels")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,10 +15,9 @@ from ehrctx.controls.arms import LEVELS, NEGATIVE, POSITIVE, PROGRESSION, Contro
 from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
 from ehrctx.controls.negative import chance_table, excluded
 from ehrctx.controls.positive import Found, aurocs, by_context, difference, recovered
-from ehrctx.controls.progression import paired_slope
+from ehrctx.controls.progression import Slope, paired_slope
 from ehrctx.probe.predict import COUNTS
 from ehrctx.probe.statistics import Intervals
-from ehrctx.study import Statistics
 
 # A row per statement; `holds` is empty where nothing is asked for.
 SCHEMA: dict[str, Any] = {
@@ -31,9 +31,22 @@ SCHEMA: dict[str, Any] = {
     "bar": pl.String,
     "holds": pl.Boolean,
 }
+SHARE = "share of the oracle's AUROC above .5"
+UNKNOWN = (float("nan"), float("nan"))  # limits
 AUROC_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "model": pl.String, "auroc": pl.Float64, "lower": pl.Float64, "upper": pl.Float64,
 }  # fmt: skip
+
+
+class Bar(NamedTuple):
+    """What is asked of a value, given it and the limits of its interval."""
+
+    asked: str
+    holds: Callable[[float, float, float], bool]
+
+
+NOTHING = Bar("interval holds 0", lambda _, lower, upper: lower <= 0 <= upper)
+MORE = Bar("interval above 0", lambda _, lower, __: lower > 0)
 
 
 def _row(
@@ -45,141 +58,111 @@ def _row(
     }  # fmt: skip
 
 
-def _folders(results: Path, models: tuple[str, ...]) -> list[Path]:
-    return [results / "probes" / model for model in (*models, COUNTS)]
-
-
-def positive_rows(controls: Controls, found: dict[str, Found], models: tuple[str, ...]) -> list[dict[str, Any]]:
+def positive_rows(controls: Controls, found: Mapping[str, Found], models: Sequence[str]) -> list[dict[str, Any]]:
     """What the planted cause shows. `models` are those of the arm far, of at least two context lengths."""
     intervals, (short, long) = Intervals(controls.statistics.level), contexts(models)
-    far, near, hidden = (found[arm] for arm in POSITIVE)
+    far, near, hidden, needle = (found[arm] for arm in POSITIVE)
     rows = []
 
-    def row(quantity: str, arm: str, model: str, both: tuple[float, np.ndarray], **judged: Any) -> dict[str, Any]:
-        return _row("positive", quantity, arm, model, both[0], intervals.of(both[1], found[arm].subjects), **judged)
+    def row(quantity: str, arm: str, model: str, both: tuple[float, np.ndarray], bar: Bar | None = None) -> None:
+        limits = intervals.of(both[1], found[arm].subjects)
+        judged = {"bar": bar.asked, "holds": bar.holds(both[0], *limits)} if bar else {}
+        rows.append(_row("positive", quantity, arm, model, both[0], limits, **judged))
 
     reached = {model: recovered(far, model) for model in by_context(far.values, long)}
     best = max(reached, key=lambda model: reached[model][0])
+    least = controls.bars.recovered
+    enough = Bar(f">= {least:g} (hoped for {controls.bars.stretch:g})", lambda value, *_: value >= least)
     for model, share in reached.items():
-        judged = {
-            "bar": f">= {controls.bars.recovered:g} (hoped for {controls.bars.stretch:g})",
-            "holds": share[0] >= controls.bars.recovered,
-        }
-        rows.append(
-            row("share of the oracle's AUROC above .5", "far", model, share, **(judged if model == best else {}))
-        )
+        row(SHARE, "far", model, share, enough if model == best else None)
     for model in by_context(far.values, short):
         for blind in by_context(hidden.values, long):
             if blind.split("-")[0] == model.split("-")[0]:
-                apart = difference(far, model, hidden, blind)
-                limits = intervals.of(apart[1], far.subjects)
-                judged = {"bar": "interval holds 0", "holds": limits[0] <= 0 <= limits[1]}
-                rows.append(
-                    _row(
-                        "positive",
-                        f"AUROC less that of {blind} that never saw a cause",
-                        "far",
-                        model,
-                        apart[0],
-                        limits,
-                        **judged,
-                    )
-                )
-    for arm, one, asked in (("far", far, True), ("near", near, False)):
+                quantity = f"AUROC less that of {blind} that never saw a cause"
+                row(quantity, "far", model, difference(far, model, hidden, blind), NOTHING)
+    for arm, one in (("far", far), ("near", near)):
         for model in by_context(one.values, long):
             partner = model.replace(f"-{long}", f"-{short}")
             if partner in one.values:
-                apart = difference(one, model, one, partner)
-                limits = intervals.of(apart[1], one.subjects)
-                holds = limits[0] > 0 if asked else limits[0] <= 0 <= limits[1]
-                bar = "interval above 0" if asked else "interval holds 0"
-                judged = {"bar": bar, "holds": holds} if not asked or model == best else {}
-                rows.append(_row("positive", f"AUROC less that of {partner}", arm, model, apart[0], limits, **judged))
+                bar = NOTHING if arm == "near" else MORE if model == best else None
+                row(f"AUROC less that of {partner}", arm, model, difference(one, model, one, partner), bar)
+    for model in by_context(needle.values, long):
+        row(SHARE, "needle", model, recovered(needle, model))
     return rows
 
 
-def write_controls(controls: Controls, results: dict[str, Path], out: Path) -> dict[str, pl.DataFrame]:
+def negative_row(chance: pl.DataFrame, level: float) -> dict[str, Any]:
+    """How many of the tests of `negative.chance_table` find something."""
+    n, tested = excluded(chance, level), chance["p_holm"].fill_nan(None).count()
+    quantity = f"adjusted intervals of {tested} that exclude .5"
+    return _row("negative", quantity, NEGATIVE, "all", n, UNKNOWN, bar="0", holds=n == 0)
+
+
+def property_rows(arm: str, table: pl.DataFrame, correlations: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Whether each property follows what the arm plants; `table` and `correlations` are of `levels.level_table`."""
+    planted, rows = arm.removesuffix("_levels"), []
+    for name, sign in FOLLOWS[planted].items():
+        bar = f"mean strictly {'rises' if sign > 0 else 'falls'} over {table['level'].n_unique()} levels"
+        quantity = f"{name} by {planted}: rank correlation over subjects"
+        holds = is_monotone(table, planted, name)
+        rows.append(_row("properties", quantity, arm, "", correlations[name], UNKNOWN, bar=bar, holds=holds))
+    return rows
+
+
+def progression_row(model: str, slope: Slope) -> dict[str, Any]:
+    """Whether the loss grows along the timeline because of progression."""
+    quantity = "loss with progression less without, nats per doubling of the position"
+    limits = slope.lower, slope.upper
+    judged = {"bar": MORE.asked, "holds": MORE.holds(slope.value, *limits)}
+    return _row("progression", quantity, "progressing", model, slope.value, limits, **judged)
+
+
+def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -> dict[str, pl.DataFrame]:
     """Writes controls.csv (SCHEMA) and the tables of its figures to the folder `out`; `results` are the arms' folders.
 
     Beside it: aurocs.csv (by arm and model), chance.csv (`negative.SCHEMA`), levels.csv (`levels.SCHEMA`),
     progression.csv, and controls.json, the controls as they were asked for.
     """
-    statistics: Statistics = controls.statistics
-    intervals = Intervals(statistics.level)
-    studies = controls.studies()
-    found = {
-        arm: aurocs(
-            results[arm] / "events" / "meds", _folders(results[arm], studies[arm].models), controls.task, statistics
-        )
-        for arm in POSITIVE
+    statistics, studies = controls.statistics, controls.studies()
+    events = {arm: results[arm] / "events" / "meds" for arm in studies}
+    predicted = {
+        arm: [results[arm] / "probes" / model for model in (*studies[arm].models, COUNTS)]
+        for arm in (*POSITIVE, NEGATIVE)
     }
-    scores = pl.DataFrame(
-        [
-            (arm, model, value, *intervals.of(one.replicates[model], one.subjects))
-            for arm, one in found.items()
-            for model, value in one.values.items()
-        ],
-        schema=AUROC_SCHEMA,
-        orient="row",
-    )
-    rows = positive_rows(controls, found, studies["far"].models)
-    chance = chance_table(_folders(results[NEGATIVE], studies[NEGATIVE].models), statistics)
-    tested = chance.filter(pl.col("p_holm").is_not_nan(), pl.col("p_holm").is_not_null()).height
-    n = excluded(chance, statistics.level)
-    nothing = (float("nan"), float("nan"))
-    rows.append(
-        _row(
-            "negative",
-            f"adjusted intervals of {tested} that exclude .5",
-            NEGATIVE,
-            "all",
-            n,
-            nothing,
-            bar="0",
-            holds=n == 0,
-        )
-    )
-    levels = []
-    for arm in LEVELS:
-        planted = arm.removesuffix("_levels")
-        table, correlations = level_table(
-            planted, results[arm] / "events" / "meds", results[arm] / "robustness" / "properties"
-        )
-        levels.append(table)
-        for name in FOLLOWS[planted]:
-            holds = is_monotone(table, planted, name)
-            direction = "rises" if FOLLOWS[planted][name] > 0 else "falls"
-            quantity = f"{name} by {planted}: rank correlation over subjects"
-            bar = f"mean strictly {direction} over {table['level'].n_unique()} levels"
-            rows.append(_row("properties", quantity, arm, "", correlations[name], nothing, bar=bar, holds=holds))
-    slopes = []
+    found = {arm: aurocs(events[arm], predicted[arm], controls.task, statistics) for arm in POSITIVE}
+    chance = chance_table(predicted[NEGATIVE], statistics)
+    by_level = {
+        arm: level_table(arm.removesuffix("_levels"), events[arm], results[arm] / "robustness" / "properties")
+        for arm in LEVELS
+    }
+    slopes = {}
     for model in studies["progressing"].models:
         progressing, steady = (results[arm] / "robustness" / "perplexity" / model for arm in PROGRESSION)
-        slope = paired_slope(progressing, steady, statistics)
-        slopes.append(slope.table.with_columns(model=pl.lit(model)))
-        limits = (slope.lower, slope.upper)
-        quantity = "loss with progression less without, nats per doubling of the position"
-        rows.append(
-            _row(
-                "progression",
-                quantity,
-                "progressing",
-                model,
-                slope.value,
-                limits,
-                bar="interval above 0",
-                holds=slope.lower > 0,
-            )
-        )
+        slopes[model] = paired_slope(progressing, steady, statistics)
+    rows = [
+        *positive_rows(controls, found, studies["far"].models),
+        negative_row(chance, statistics.level),
+        *(row for arm, of_arm in by_level.items() for row in property_rows(arm, *of_arm)),
+        *(progression_row(model, slope) for model, slope in slopes.items()),
+    ]
     tables = {
         "controls": pl.DataFrame(rows, schema=SCHEMA, orient="row"),
-        "aurocs": scores,
+        "aurocs": _auroc_table(found, Intervals(statistics.level)),
         "chance": chance,
-        "levels": pl.concat(levels),
-        "progression": pl.concat(slopes),
+        "levels": pl.concat(table for table, _ in by_level.values()),
+        "progression": pl.concat(slope.table.with_columns(model=pl.lit(model)) for model, slope in slopes.items()),
     }
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")
     with new_file(out / "controls.json") as partial:
         partial.write_text(json.dumps(controls.model_dump(mode="json"), indent=1) + "\n")
     return tables
+
+
+def _auroc_table(found: Mapping[str, Found], intervals: Intervals) -> pl.DataFrame:
+    rows = [
+        (arm, model, value, *intervals.of(one.replicates[model], one.subjects))
+        for arm, one in found.items()
+        for model, value in one.values.items()
+    ]
+    return pl.DataFrame(rows, schema=AUROC_SCHEMA, orient="row")

@@ -24,6 +24,7 @@ TITLES = {
     "far": "far: beyond the short context",
     "near": "near: within both contexts",
     "hidden": "hidden: in nobody's record",
+    "needle": "needle: far, a single event",
 }
 LEVEL_NAMES = {"copy_rate": "copy rate", "gap_shape": "shape of gaps", "visit_rate": "visits per year"}
 PROPERTY_LABELS = {
@@ -51,7 +52,7 @@ def _lines(axes: Axes, of: dict[str, float]) -> None:
 
 def auroc_by_arm(aurocs: pl.DataFrame) -> Figure:
     """A panel per arm: AUROC against context length, the oracle's with and without the cause."""
-    figure, panels, grid = panel_grid(len(POSITIVE), 3, 3.2, sharey=True)
+    figure, panels, grid = panel_grid(len(POSITIVE), 4, 3.2, sharey=True)
     for axes, arm in zip(panels, POSITIVE, strict=True):
         own = aurocs.filter(arm=arm)
         values = dict(own.select("model", "auroc").iter_rows())
