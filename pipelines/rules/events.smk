@@ -10,6 +10,7 @@ if STUDY.simulate:
             subjects=STUDY.simulate.subjects,
             seed=STUDY.simulate.seed,
             parameters=json.dumps(STUDY.simulate.parameters, sort_keys=True),
+        priority: EARLY
         threads: workflow.cores
         shell:
             "ehrctx simulate --subjects {params.subjects} --seed {params.seed} --preset {input.preset:q} "
@@ -28,6 +29,7 @@ if STUDY.source:
             format=STUDY.source.format,
             folder=STUDY.source.folder,
             options=STUDY.import_options(),
+        priority: EARLY
         shell:
             "ehrctx import {params.format} {params.folder:q} {params.options} --out {output}"
 
@@ -39,6 +41,7 @@ rule check:
         f"{RESULTS}/events/summary.json",
     params:
         data=DATA,
+    priority: EARLY
     shell:
         "ehrctx check {params.data:q} --out {output}"
 
@@ -52,5 +55,6 @@ rule split:
     params:
         data=DATA,
         splits=STUDY.section("splits"),
+    priority: EARLY
     shell:
         "ehrctx split {params.data:q} --splits {params.splits:q} --out {output}"

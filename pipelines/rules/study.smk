@@ -70,3 +70,5 @@ onstart:
         fcntl.flock(HELD, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(f"another run of the study {STUDY.name!r} is going on. Wait for it, or stop it.") from None
+# Jobs before the trainings go first: of several studies side by side (the controls), those that want all cores would starve.
+EARLY = 2

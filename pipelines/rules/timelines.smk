@@ -22,6 +22,7 @@ if PARTS == 1:
         params:
             data=DATA,
             options=DATA_OPTIONS,
+        priority: EARLY
         threads: 2
         shell:
             "ehrctx tokenize {params.data:q} {params.options} --tokenizer {input.tokenizer:q} --out {output} --threads {threads}"
@@ -38,6 +39,7 @@ else:
         params:
             data=DATA,
             options=DATA_OPTIONS,
+        priority: EARLY
         threads: 2
         shell:
             "ehrctx count {params.data:q} {params.options} --part {wildcards.scatteritem} --out {output} --threads {threads}"
@@ -52,6 +54,7 @@ else:
             data=DATA,
             options=DATA_OPTIONS,
             counted=lambda _, input: [f"--counted {part}" for part in input.counted],
+        priority: EARLY
         shell:
             "ehrctx fit {params.data:q} {params.options} {params.counted} --tokenizer {input.tokenizer:q} --out {output}"
 
@@ -64,6 +67,7 @@ else:
         params:
             data=DATA,
             options=DATA_OPTIONS,
+        priority: EARLY
         threads: 2
         shell:
             "ehrctx encode {params.data:q} {params.options} --counted {input.counted} --vocabulary {input.vocabulary} "
@@ -79,5 +83,6 @@ else:
             data=DATA,
             options=DATA_OPTIONS,
             encoded=lambda _, input: [f"--encoded {part}" for part in input.encoded],
+        priority: EARLY
         shell:
             "ehrctx gather {params.data:q} {params.options} --vocabulary {input.vocabulary} {params.encoded} --out {output}"
