@@ -50,6 +50,11 @@ def _lines(axes: Axes, of: dict[str, float]) -> None:
     axes.axhline(0.5, color="#cccccc", linewidth=0.8)
 
 
+def _errors(values: np.ndarray, rows: list[dict[str, Any]]) -> list[list[float]]:
+    """Lengths of error bars below and above; lists, since matplotlib warns of arrays of one value."""
+    return [(values - [row["lower"] for row in rows]).tolist(), ([row["upper"] for row in rows] - values).tolist()]
+
+
 def auroc_by_arm(aurocs: pl.DataFrame) -> Figure:
     """A panel per arm: AUROC against context length, the oracle's with and without the cause."""
     figure, panels, grid = panel_grid(len(POSITIVE), 4, 3.2, sharey=True)
@@ -63,7 +68,7 @@ def auroc_by_arm(aurocs: pl.DataFrame) -> Figure:
             if rows:
                 x = np.array([context for context, _ in rows]) * 2 ** (0.1 * (place - 1.5))
                 y = np.array([row["auroc"] for _, row in rows])
-                bars = [y - [row["lower"] for _, row in rows], [row["upper"] for _, row in rows] - y]
+                bars = _errors(y, [row for _, row in rows])
                 axes.errorbar(
                     x, y, yerr=bars, color=colour, marker=marker, linestyle=dash, capsize=2, linewidth=1.2,
                     markersize=4.5, label=name,
@@ -91,7 +96,7 @@ def chance_by_task(chance: pl.DataFrame) -> Figure:
         own = {row["task"]: row for row in tested.filter(model=model, head=head).iter_rows(named=True)}
         y = np.array([tasks.index(task) for task in own]) + 0.22 * (place - (len(entries) - 1) / 2)
         x = np.array([row["auroc"] for row in own.values()])
-        bars = [x - [row["lower"] for row in own.values()], [row["upper"] for row in own.values()] - x]
+        bars = _errors(x, list(own.values()))
         colour, marker = STYLES[ModelId.parse(model).arch][:2] if model != COUNTS else ("#666666", "x")
         filled = colour if place % 2 else "white"
         axes.errorbar(
@@ -116,7 +121,7 @@ def means_by_level(levels: pl.DataFrame) -> Figure:
         axes.plot(own["level"], own["mean"] / factor, color="#0072B2", marker="o", markersize=3.5, linewidth=1.2)
         if planted != "copy_rate":
             axes.set_xscale("log")
-            ticks = own["level"].to_list()[::3]
+            ticks = own["level"].to_list()[:: max(1, len(own) // 3)]
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
         axes.set_xlabel(f"planted {LEVEL_NAMES[planted]}")
