@@ -5,6 +5,7 @@ It is read here, and each arm validated as the study that it is: an arm runs thr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
@@ -62,8 +63,22 @@ class Controls(Config):
         return validate(Study, values | own, f"controls: {arm}")
 
     def studies(self) -> dict[str, Study]:
-        """All arms."""
-        return {arm: self.study(arm) for arm in ARMS}
+        """All arms; raises InputError where one has no models to compare."""
+        studies = {arm: self.study(arm) for arm in ARMS}
+        models = {arm: study.models for arm, study in studies.items()}
+        short, long = contexts(models["far"])
+        seeing_too_little = set(by_context(models["far"], short))
+        pairs = "a model of both the shortest and the longest context of `far`, which must differ"
+        for arm, compared, needed in (
+            ("far", both_contexts(models["far"], short, long), pairs),
+            ("near", both_contexts(models["near"], short, long), pairs),
+            ("hidden", seeing_too_little & set(models["hidden"]), "a model of `far`'s short context"),
+            ("needle", by_context(models["needle"], long), "a model of `far`'s long context"),
+            ("steady", set(models["steady"]) == set(models["progressing"]), "the models of `progressing`"),
+        ):
+            if not compared:
+                raise InputError(f"controls: `{arm}` needs {needed}, or there is nothing to compare.")
+        return studies
 
     @model_validator(mode="after")
     def _bars(self) -> Self:
@@ -76,3 +91,14 @@ def contexts(models: Sequence[str]) -> tuple[int, int]:
     """The shortest and the longest context length of `models`."""
     lengths = [ModelId.parse(model).context for model in models]
     return min(lengths), max(lengths)
+
+
+def by_context(models: Sequence[str], context: int) -> list[str]:
+    """The models of one context length."""
+    return [model for model in models if ModelId.parse(model).context == context]
+
+
+def both_contexts(models: Sequence[str], short: int, long: int) -> list[tuple[str, str]]:
+    """Pairs of models that differ in their context alone, of the two lengths, the shorter one first."""
+    pairs = [(re.sub(rf"-{long}(?=-s|$)", f"-{short}", model), model) for model in by_context(models, long)]
+    return [pair for pair in pairs if pair[0] in models and short < long]

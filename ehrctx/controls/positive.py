@@ -6,7 +6,7 @@ and of what one could tell at best without knowing who has the cause.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +83,3 @@ def recovered(found: Found, model: str) -> tuple[float, np.ndarray]:
 def difference(one: Found, model: str, other: Found, against: str) -> tuple[float, np.ndarray]:
     """The difference of two AUROCs, paired where both rest on the same labels (and so on the same draws)."""
     return one.values[model] - other.values[against], one.replicates[model] - other.replicates[against]
-
-
-def by_context(found: Mapping[str, float], context: int) -> list[str]:
-    """The models of one context length."""
-    return [model for model in found if model.endswith(f"-{context}")]

@@ -11,10 +11,19 @@ import numpy as np
 import polars as pl
 
 from ehrctx.artifacts import new_file, write_table
-from ehrctx.controls.arms import LEVELS, NEGATIVE, POSITIVE, PROGRESSION, Controls, contexts
+from ehrctx.controls.arms import (
+    LEVELS,
+    NEGATIVE,
+    POSITIVE,
+    PROGRESSION,
+    Controls,
+    both_contexts,
+    by_context,
+    contexts,
+)
 from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
 from ehrctx.controls.negative import chance_table, excluded
-from ehrctx.controls.positive import Found, aurocs, by_context, difference, recovered
+from ehrctx.controls.positive import Found, aurocs, difference, recovered
 from ehrctx.controls.progression import Slope, paired_slope
 from ehrctx.probe.predict import COUNTS
 from ehrctx.probe.statistics import Intervals
@@ -32,6 +41,7 @@ SCHEMA: dict[str, Any] = {
     "holds": pl.Boolean,
 }
 SHARE = "share of the oracle's AUROC above .5"
+UNSEEN = "AUROC less its own where no record shows the cause"
 UNKNOWN = (float("nan"), float("nan"))  # limits
 AUROC_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "model": pl.String, "auroc": pl.Float64, "lower": pl.Float64, "upper": pl.Float64,
@@ -58,9 +68,11 @@ def _row(
     }  # fmt: skip
 
 
-def positive_rows(controls: Controls, found: Mapping[str, Found], models: Sequence[str]) -> list[dict[str, Any]]:
-    """What the planted cause shows. `models` are those of the arm far, of at least two context lengths."""
-    intervals, (short, long) = Intervals(controls.statistics.level), contexts(models)
+def positive_rows(
+    controls: Controls, found: Mapping[str, Found], models: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """What the planted cause shows; `found` and `models` (their ids) by arm of POSITIVE."""
+    intervals, (short, long) = Intervals(controls.statistics.level), contexts(models["far"])
     far, near, hidden, needle = (found[arm] for arm in POSITIVE)
     rows = []
 
@@ -69,24 +81,21 @@ def positive_rows(controls: Controls, found: Mapping[str, Found], models: Sequen
         judged = {"bar": bar.asked, "holds": bar.holds(both[0], *limits)} if bar else {}
         rows.append(_row("positive", quantity, arm, model, both[0], limits, **judged))
 
-    reached = {model: recovered(far, model) for model in by_context(far.values, long)}
+    reached = {model: recovered(far, model) for model in by_context(models["far"], long)}
     best = max(reached, key=lambda model: reached[model][0])
     least = controls.bars.recovered
     enough = Bar(f">= {least:g} (hoped for {controls.bars.stretch:g})", lambda value, *_: value >= least)
     for model, share in reached.items():
         row(SHARE, "far", model, share, enough if model == best else None)
-    for model in by_context(far.values, short):
-        for blind in by_context(hidden.values, long):
-            if blind.split("-")[0] == model.split("-")[0]:
-                quantity = f"AUROC less that of {blind} that never saw a cause"
-                row(quantity, "far", model, difference(far, model, hidden, blind), NOTHING)
-    for arm, one in (("far", far), ("near", near)):
-        for model in by_context(one.values, long):
-            partner = model.replace(f"-{long}", f"-{short}")
-            if partner in one.values:
-                bar = NOTHING if arm == "near" else MORE if model == best else None
-                row(f"AUROC less that of {partner}", arm, model, difference(one, model, one, partner), bar)
-    for model in by_context(needle.values, long):
+    for model in by_context(models["far"], short):
+        if model in models["hidden"]:
+            row(UNSEEN, "far", model, difference(far, model, hidden, model), NOTHING)
+    for shorter, longer in both_contexts(models["far"], short, long):
+        bar = MORE if longer == best else None
+        row(f"AUROC less that of {shorter}", "far", longer, difference(far, longer, far, shorter), bar)
+    for shorter, longer in both_contexts(models["near"], short, long):
+        row(f"AUROC less that of {shorter}", "near", longer, difference(near, longer, near, shorter), NOTHING)
+    for model in by_context(models["needle"], long):
         row(SHARE, "needle", model, recovered(needle, model))
     return rows
 
@@ -140,7 +149,7 @@ def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -
         progressing, steady = (results[arm] / "robustness" / "perplexity" / model for arm in PROGRESSION)
         slopes[model] = paired_slope(progressing, steady, statistics)
     rows = [
-        *positive_rows(controls, found, studies["far"].models),
+        *positive_rows(controls, found, {arm: studies[arm].models for arm in POSITIVE}),
         negative_row(chance, statistics.level),
         *(row for arm, of_arm in by_level.items() for row in property_rows(arm, *of_arm)),
         *(progression_row(model, slope) for model, slope in slopes.items()),

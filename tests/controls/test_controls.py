@@ -6,7 +6,7 @@ from scipy.stats import linregress
 from sklearn.metrics import roc_auc_score
 
 from ehrctx.configuration import load, validate
-from ehrctx.controls.arms import ARMS, Controls
+from ehrctx.controls.arms import ARMS, Controls, both_contexts, by_context
 from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
 from ehrctx.controls.negative import chance_table, excluded
 from ehrctx.controls.positive import BLIND, ORACLE, aurocs, difference, read_truth, recovered
@@ -166,6 +166,40 @@ def test_an_arms_mistake_is_told_with_the_arms_name(design):
     controls = validate(Controls, design | {"far": {"name": "mine"}}, "controls")
     with pytest.raises(InputError, match="`far` has the key `name`, which is the controls' own"):
         controls.studies()
+
+
+@pytest.mark.parametrize(
+    ("arm", "models", "needs"),
+    [
+        ("far", ["gpt-tiny-64", "llama-tiny-64"], "both the shortest and the longest context"),
+        ("far", ["gpt-tiny-64", "llama-tiny-512"], "both the shortest and the longest context"),
+        ("near", ["gpt-tiny-128", "llama-tiny-512"], "both the shortest and the longest context"),
+        ("hidden", ["gpt-tiny-512"], "`far`'s short context"),
+        ("needle", ["gpt-tiny-128"], "`far`'s long context"),
+        ("steady", ["gpt-tiny-512"], "the models of `progressing`"),
+    ],
+)
+def test_models_that_leave_nothing_to_compare_are_refused(design, arm, models, needs):
+    controls = validate(Controls, design | {arm: design[arm] | {"models": models}}, "controls")
+    with pytest.raises(InputError, match=f"controls: `{arm}` needs .*{needs}"):
+        controls.studies()
+
+
+def test_models_are_paired_by_all_but_their_context():
+    models = [
+        "gpt-tiny-512",
+        "gpt-tiny-128",
+        "llama-tiny-512-s1",
+        "llama-tiny-128",
+        "gpt-small-512",
+        "llama-tiny-128-s1",
+    ]
+    assert by_context(models, 512) == ["gpt-tiny-512", "llama-tiny-512-s1", "gpt-small-512"]
+    assert both_contexts(models, 128, 512) == [
+        ("gpt-tiny-128", "gpt-tiny-512"),
+        ("llama-tiny-128-s1", "llama-tiny-512-s1"),
+    ]
+    assert both_contexts(models, 512, 512) == []
 
 
 @pytest.mark.parametrize("arm", ARMS)

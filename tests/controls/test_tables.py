@@ -10,13 +10,12 @@ from ehrctx.controls.levels import SCHEMA as LEVEL_SCHEMA
 from ehrctx.controls.negative import SCHEMA as CHANCE_SCHEMA
 from ehrctx.controls.positive import BLIND, ORACLE, Found
 from ehrctx.controls.progression import Slope
-from ehrctx.controls.tables import SHARE, negative_row, positive_rows, progression_row, property_rows
+from ehrctx.controls.tables import SHARE, UNSEEN, negative_row, positive_rows, progression_row, property_rows
 
-MODELS = ("gpt-tiny-128", "gpt-tiny-512", "llama-tiny-128", "llama-tiny-512")
 ARMS = {
     "far": {"gpt-tiny-128": 0.52, "gpt-tiny-512": 0.82, "llama-tiny-128": 0.51, "llama-tiny-512": 0.7},
     "near": {"gpt-tiny-128": 0.81, "gpt-tiny-512": 0.815, "llama-tiny-128": 0.8, "llama-tiny-512": 0.8},
-    "hidden": {"gpt-tiny-512": 0.515, "llama-tiny-512": 0.52},
+    "hidden": {"gpt-tiny-128": 0.515, "gpt-tiny-512": 0.57, "llama-tiny-128": 0.52},
     "needle": {"gpt-tiny-512": 0.66},
 }
 
@@ -38,7 +37,7 @@ def statements(controls):
             values = {ORACLE: 0.83, BLIND: 0.58} | own | changes.get(arm, {})
             replicates = {model: v + noise + rng.normal(0, 0.01, 2_000) for model, v in values.items()}
             found[arm] = Found(values, replicates, 150)
-        rows = positive_rows(controls, found, MODELS)
+        rows = positive_rows(controls, found, {arm: list(own) for arm, own in ARMS.items()})
         return {(row["quantity"], row["arm"], row["model"]): row for row in rows}
 
     return of
@@ -52,10 +51,7 @@ def test_a_cause_that_is_found_where_it_can_be_and_nowhere_else(statements):
         (SHARE, "far", "gpt-tiny-512"),
         ("AUROC less that of gpt-tiny-128", "far", "gpt-tiny-512"),
         *((f"AUROC less that of {arch}-tiny-128", "near", f"{arch}-tiny-512") for arch in ("gpt", "llama")),
-        *(
-            (f"AUROC less that of {arch}-tiny-512 that never saw a cause", "far", f"{arch}-tiny-128")
-            for arch in ("gpt", "llama")
-        ),
+        *((UNSEEN, "far", f"{arch}-tiny-128") for arch in ("gpt", "llama")),
     }
     assert rows[SHARE, "far", "gpt-tiny-512"]["value"] == pytest.approx(0.32 / 0.33)
     assert rows[SHARE, "far", "llama-tiny-512"]["value"] == pytest.approx(0.2 / 0.33)
@@ -67,8 +63,8 @@ def test_a_cause_that_is_found_where_it_can_be_and_nowhere_else(statements):
     ("arm", "model", "auroc", "quantity"),
     [
         ("far", "gpt-tiny-512", 0.75, SHARE),
-        ("far", "gpt-tiny-128", 0.62, "AUROC less that of gpt-tiny-512 that never saw a cause"),
-        ("hidden", "llama-tiny-512", 0.6, "AUROC less that of llama-tiny-512 that never saw a cause"),
+        ("far", "gpt-tiny-128", 0.62, UNSEEN),
+        ("hidden", "llama-tiny-128", 0.6, UNSEEN),
         ("far", "gpt-tiny-128", 0.815, "AUROC less that of gpt-tiny-128"),
         ("near", "llama-tiny-128", 0.7, "AUROC less that of llama-tiny-128"),
     ],
