@@ -54,18 +54,15 @@ def main() -> None:
         n = 50_000 if asked.quick else 500_000
         _, seconds, _ = timed(partial(one_at_a_time, n, out))
         baseline = n / seconds / 1e6
-        for preset in ("published", "long"):
+        for preset, subjects in (*(("published", size) for size in sizes), ("long", sizes[0] // 10)):
             parameters = parameters_of(preset, {}, "benchmark")
-            for subjects in sizes if preset == "published" else sizes[:1]:
-                if preset == "long":
-                    subjects //= 10
-                for workers in (1, 2):
-                    cohort = out / f"{preset} {subjects} {workers}"
-                    facts, seconds, of_cores = timed(partial(simulate, parameters, subjects, 0, cohort, workers))
-                    millions = facts["events"] / 1e6
-                    case = f"{preset}, {subjects:,} subjects, {millions:.1f} M events, {workers} workers"
-                    for metric, spent in (("M events/s", seconds), ("M events per second of a core", of_cores)):
-                        line("simulate", case, metric, millions / spent, baseline, BASELINE, 1, more_is_better=True)
+            for workers in (1, 2):
+                cohort = out / f"{preset} {subjects} {workers}"
+                facts, seconds, of_cores = timed(partial(simulate, parameters, subjects, 0, cohort, workers))
+                millions = facts["events"] / 1e6
+                case = f"{preset}, {subjects:,} subjects, {millions:.1f} M events, {workers} workers"
+                for metric, spent in (("M events/s", seconds), ("M events per second of a core", of_cores)):
+                    line("simulate", case, metric, millions / spent, baseline, BASELINE, 1, more_is_better=True)
         parameters = parameters_of("published", {}, "benchmark")
         few, many = (peak_mib(partial(simulate, parameters, n, 0, out / "memory", 1)) for n in sizes)
         case = f"published, peak memory of {sizes[1]:,} subjects against {sizes[0]:,}"
