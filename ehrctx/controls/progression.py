@@ -1,14 +1,15 @@
 """The control of progression: the same subjects with and without it; what comes next must grow harder to tell.
 
-Both cohorts share the seed, so subjects are pairs. In each bin of token positions a subject has a mean loss with
-progression and one without; the slope of their difference over log2 of the position is fitted by least squares. The
-first FIRST - 1 tokens are left out: how likely a window begins with a record's first events depends on lengths alone.
+Both cohorts share the seed, so subjects are pairs, token position by token position. In each bin of positions a
+subject has a mean difference in loss, with progression less without; its slope over log2 of the position is fitted by
+least squares to the subjects who reach every bin, and to the bins that REACHED of all subjects reach: were those who
+leave the panel unlike those who stay, a slope over all would be theirs. The first FIRST - 1 tokens are left out: how
+likely a window begins with a record's first events depends on lengths alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from ehrctx.probe.statistics import Draws, Intervals
 from ehrctx.robustness.progression import position_bins, read_token_losses
 from ehrctx.study import Statistics
 
-FEWEST_SUBJECTS = 20  # of a bin
+FEWEST_SUBJECTS = 20
+REACHED = 0.9
 BINS_PER_OCTAVE = 1
 FIRST = 16
 
@@ -36,46 +38,51 @@ class Slope:
     table: pl.DataFrame
 
 
-def _by_subject(losses: pl.DataFrame, edges: np.ndarray) -> pl.DataFrame:
-    losses = losses.filter(pl.col("position") >= FIRST)
-    place = np.searchsorted(edges, losses["position"].to_numpy(), side="right") - 1
-    return losses.with_columns(bin=pl.Series(place)).group_by("subject_id", "bin").agg(pl.col("loss").mean())
+def _panel(progressing: pl.DataFrame, steady: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
+    """(subject_id, bin, difference) of subjects who reach every bin, and the bins' edges int64[bins + 1]."""
+    pairs = progressing.join(steady, on=["subject_id", "position"], suffix="_steady")
+    pairs = pairs.filter(pl.col("position") >= FIRST)
+    n = pairs["subject_id"].n_unique()
+    if n < FEWEST_SUBJECTS:
+        raise InputError(
+            f"{n} subjects have token losses with progression and without, at position {FIRST} or later, fewer than "
+            f"{FEWEST_SUBJECTS}. Simulate more subjects, or longer ones."
+        )
+    edges = position_bins(int(pairs["position"].max()), BINS_PER_OCTAVE)  # type: ignore[arg-type]
+    place = np.searchsorted(edges, pairs["position"].to_numpy(), side="right") - 1
+    means = (
+        pairs.with_columns(bin=pl.Series(place))
+        .group_by("subject_id", "bin")
+        .agg(difference=(pl.col("loss") - pl.col("loss_steady")).mean())
+    )
+    kept = means.filter(pl.len().over("bin") >= REACHED * n)
+    if (bins := kept["bin"].n_unique()) < 2:
+        raise InputError("the token losses share too few positions for a slope. Simulate longer timelines.")
+    return kept.filter(pl.len().over("subject_id") == bins).sort("subject_id", "bin"), edges
 
 
 def paired_slope(progressing: Path, steady: Path, statistics: Statistics) -> Slope:
     """The slope of the paired difference of two folders of token losses, with patient-level bootstrap intervals."""
-    _, _, one = read_token_losses(progressing)
-    _, _, other = read_token_losses(steady)
-    edges = position_bins(int(min(one["position"].max(), other["position"].max())), BINS_PER_OCTAVE)  # type: ignore[type-var,arg-type]
-    pairs = _by_subject(one, edges).join(_by_subject(other, edges), on=["subject_id", "bin"], suffix="_steady")
-    pairs = pairs.filter(pl.col("bin") < len(edges) - 1, pl.len().over("bin") >= FEWEST_SUBJECTS)
-    pairs = pairs.with_columns(difference=pl.col("loss") - pl.col("loss_steady")).sort("subject_id", "bin")
-    if pairs["bin"].n_unique() < 2:
-        raise InputError(
-            "the token losses share too few positions for a slope. Simulate more subjects, or longer ones."
-        )
-    subjects, place = pairs["subject_id"].to_numpy(), pairs["bin"].to_numpy()
-    x = np.log2(np.sqrt(edges[:-1] * (edges[1:] - 1)))[place]
-    y = pairs["difference"].to_numpy()
-    draws, intervals = Draws.of(subjects, statistics), Intervals(statistics.level)
-    sums = draws.sums(np.column_stack([np.ones_like(x), x, y, x * y, x * x]), subjects)
-    all_of_them = np.column_stack([np.ones_like(x), x, y, x * y, x * x]).sum(axis=0, keepdims=True)
-    n = len(draws.ids)
-    rows = []
-    for number, (low, high) in enumerate(pairwise(edges)):
-        inside = place == number
-        if inside.any():
-            value, drawn = draws.means(y[inside, None], subjects[inside])
-            rows.append(
-                (int(low), int(high) - 1, float(value[0]), *intervals.of(drawn[:, 0], inside.sum()), int(inside.sum()))
-            )
+    panel, edges = _panel(read_token_losses(progressing)[2], read_token_losses(steady)[2])
+    ids, bins = panel["subject_id"].unique().sort().to_numpy(), panel["bin"].unique().sort().to_numpy()
+    differences = panel["difference"].to_numpy().reshape(len(ids), len(bins))
+    first, last = edges[bins], edges[bins + 1] - 1
+    x = np.log2(np.sqrt(first * last))
+    x -= x.mean()
+    # all subjects have all bins, so that the slope over all is the mean of theirs
+    own_slopes = differences @ x / (x @ x)
+    values, drawn = Draws.of(ids, statistics).means(np.column_stack([own_slopes, differences]), ids)
+    intervals = Intervals(statistics.level)
+    limits = [intervals.of(column, len(ids)) for column in drawn.T]
+    lower, upper = zip(*limits[1:], strict=True)
     table = pl.DataFrame(
-        rows, schema=["position_from", "position_to", "difference", "lower", "upper", "n_subjects"], orient="row"
+        {
+            "position_from": first,
+            "position_to": last,
+            "difference": values[1:],
+            "lower": lower,
+            "upper": upper,
+            "n_subjects": len(ids),
+        }
     )
-    return Slope(float(_slope(all_of_them)[0]), *intervals.of(_slope(sums), n), n, table)
-
-
-def _slope(sums: np.ndarray) -> np.ndarray:
-    """Of least squares, from the sums of 1, x, y, xy and x^2."""
-    n, x, y, xy, xx = sums.T
-    return (n * xy - x * y) / (n * xx - x * x)
+    return Slope(float(values[0]), *limits[0], len(ids), table)

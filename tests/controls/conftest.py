@@ -97,9 +97,9 @@ def write_properties():
 
 @pytest.fixture(scope="session")
 def write_losses():
-    """A function (folder, losses float64[subjects, positions]) -> a folder of token losses."""
+    """A function (folder, losses float64[subjects, positions], tokens per subject: all) -> a folder of token losses."""
 
-    def write(folder: Path, losses: np.ndarray) -> Path:
+    def write(folder: Path, losses: np.ndarray, tokens: np.ndarray | None = None) -> Path:
         n, length = losses.shape
         frame = pl.DataFrame(
             {
@@ -109,6 +109,8 @@ def write_losses():
                 "loss": losses.ravel().astype(np.float32),
             }
         )
+        if tokens is not None:
+            frame = frame.filter(pl.col("position") <= pl.Series(np.repeat(tokens, length)))
         with new_artifact(folder, LOSSES, {"model": "llama-tiny-512"}, {}, {}) as partial:
             frame.write_parquet(partial / "losses.parquet")
         return folder

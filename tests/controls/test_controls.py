@@ -148,9 +148,40 @@ def test_the_slope_of_the_paired_difference(tmp_path, write_losses, slope):
     assert by_bin["n_subjects"].to_list() == [60] * by_bin.height
 
 
+def test_who_leaves_the_panel_makes_no_slope(tmp_path, write_losses):
+    """A difference that never changes, but is the larger the longer the timeline: pooled over bins, it would rise."""
+    rng = np.random.default_rng(2)
+    lengths = np.where(np.arange(60) % 3 == 0, 40, 256)
+    own = rng.normal(2, 0.2, (60, 256))
+    more = own + np.where(lengths > 40, 1.0, 0.0)[:, None] + rng.normal(0, 0.2, (60, 256))
+    folders = write_losses(tmp_path / "more", more, lengths), write_losses(tmp_path / "steady", own, lengths)
+    found = paired_slope(*folders, STATISTICS)
+    assert found.table["position_to"].to_list() == [31, 63]  # a third of the subjects reach no other bin
+    assert found.n_subjects == 60
+    assert found.lower < 0 < found.upper
+    lengths[:5] = 20  # less than a tenth leave: the panel is of the others
+    folders = write_losses(tmp_path / "more 2", more, lengths), write_losses(tmp_path / "steady 2", own, lengths)
+    assert paired_slope(*folders, STATISTICS).n_subjects == 55
+
+
+def test_positions_that_one_cohort_lacks_are_no_pairs(tmp_path, write_losses):
+    """Beyond the shorter timeline the other one's losses soar: they count for nothing."""
+    losses = np.ones((30, 128))
+    soaring = losses + np.where(np.arange(128) >= 100, 50.0, 0.0)
+    folders = (
+        write_losses(tmp_path / "more", soaring),
+        write_losses(tmp_path / "steady", losses, np.full(30, 100)),
+    )
+    found = paired_slope(*folders, STATISTICS)
+    assert found.table["difference"].to_list() == [0, 0, 0]
+
+
 def test_losses_of_too_few_positions_are_refused(tmp_path, write_losses):
-    folders = [write_losses(tmp_path / str(i), np.ones((30, 1))) for i in range(2)]
+    folders = [write_losses(tmp_path / str(i), np.ones((30, 20))) for i in range(2)]
     with pytest.raises(InputError, match="too few positions"):
+        paired_slope(*folders, STATISTICS)
+    folders = [write_losses(tmp_path / f"few {i}", np.ones((19, 100))) for i in range(2)]
+    with pytest.raises(InputError, match=r"19 subjects have token losses .* fewer than 20"):
         paired_slope(*folders, STATISTICS)
 
 
