@@ -34,7 +34,7 @@ def outcomes(labels):
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 99))
-def test_each_subject_has_the_outcomes_of_one_subject_in_order(counts, seed):
+def test_each_subject_has_the_outcomes_of_one_subject_in_a_circle(counts, seed):
     labels = labels_of(counts)
     found = permuted(labels, "guo_los", seed)
     keys = ["subject_id", "prediction_time"]
@@ -42,14 +42,38 @@ def test_each_subject_has_the_outcomes_of_one_subject_in_order(counts, seed):
     assert (found["boolean_value"] == (found["integer_value"] > 0)).all()  # of one label, both values
     before, after = outcomes(labels), outcomes(found)
     for own in after.values():
-        assert any(own == (given * len(own))[: len(own)] for given in before.values())
+        circles = [given[i:] + given[:i] for given in before.values() for i in range(len(given))]
+        assert any(own == (circle * len(own))[: len(own)] for circle in circles)
 
 
 @given(st.integers(1, 5), st.integers(2, 30), st.integers(0, 99))
 def test_where_all_have_as_many_labels_outcomes_are_only_dealt_out(each, n, seed):
     labels = labels_of([each] * n)
     found = permuted(labels, "guo_los", seed)
-    assert sorted(outcomes(found).values()) == sorted(outcomes(labels).values())
+    rotations = [
+        sorted(min(own[i:] + own[:i] for i in range(each)) for own in outcomes(some).values())
+        for some in (found, labels)
+    ]
+    assert rotations[0] == rotations[1]
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=30), st.integers(0, 99))
+def test_nobody_keeps_their_own(counts, seed):
+    labels = labels_of(counts).with_columns(integer_value=pl.col("subject_id"))
+    found = permuted(labels, "guo_los", seed)
+    assert (found["integer_value"] != labels["subject_id"]).all()
+
+
+def test_the_number_of_labels_before_tells_nothing():
+    """Outcomes that sank with every label of a subject, as where nobody's last stay is followed by another."""
+    counts = np.random.default_rng(1).integers(1, 5, 6_000)
+    labels = labels_of(counts)
+    number = np.concatenate([np.arange(n) for n in counts])
+    labels = labels.with_columns(boolean_value=pl.Series(number == 0))
+    found = permuted(labels, "guo_los", 0)["boolean_value"].to_numpy()
+    rates = [found[number == k].mean() for k in range(4)]
+    assert max(rates) - min(rates) < 4 * 0.5 * np.sqrt(2 / (number == 3).sum())
+    assert np.mean(1 / counts) == pytest.approx(np.mean(rates), abs=0.02)
 
 
 def test_tasks_are_permuted_apart_and_seeds_differ():
