@@ -38,6 +38,7 @@ rule probe_counts:
         directory(f"{RESULTS}/probes/counts"),
     params:
         settings=STUDY.section("probe"),
+    priority: 1  # as long as a training where the grids are the full ones: at the end, all would wait for it
     shell:
         "ehrctx probe --timelines {input.timelines} --labels {input.labels} "
         "--settings {params.settings:q} --out {output}"
