@@ -6,13 +6,14 @@ It is read here, and each arm validated as the study that it is: an arm runs thr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from ehrctx.configuration import Config, merged, validate
 from ehrctx.errors import InputError
+from ehrctx.events.simulate.parameters import parameters_of
 from ehrctx.study import ModelId, Privacy, Statistics, Study
 
 # What each arm is for. `<property>_levels` plants a property at several levels.
@@ -28,6 +29,7 @@ class Bars(Config):
 
     recovered: float = Field(0.8, gt=0, le=1, description="share of the oracle's AUROC above .5 of the best model")
     stretch: float = Field(0.9, gt=0, le=1, description="the same, hoped for")
+    equal: float = Field(0.1, gt=0, lt=1, description="two AUROCs are at one level if the difference is surely less")
 
 
 class Controls(Config):
@@ -63,21 +65,13 @@ class Controls(Config):
         return validate(Study, values | own, f"controls: {arm}")
 
     def studies(self) -> dict[str, Study]:
-        """All arms; raises InputError where one has no models to compare."""
+        """All arms; raises InputError where they cannot be compared."""
         studies = {arm: self.study(arm) for arm in ARMS}
-        models = {arm: study.models for arm, study in studies.items()}
-        short, long = contexts(models["far"])
-        seeing_too_little = set(by_context(models["far"], short))
-        pairs = "a model of both the shortest and the longest context of `far`, which must differ"
-        for arm, compared, needed in (
-            ("far", both_contexts(models["far"], short, long), pairs),
-            ("near", both_contexts(models["near"], short, long), pairs),
-            ("hidden", seeing_too_little & set(models["hidden"]), "a model of `far`'s short context"),
-            ("needle", by_context(models["needle"], long), "a model of `far`'s long context"),
-            ("steady", set(models["steady"]) == set(models["progressing"]), "the models of `progressing`"),
-        ):
-            if not compared:
-                raise InputError(f"controls: `{arm}` needs {needed}, or there is nothing to compare.")
+        _check_models({arm: study.models for arm, study in studies.items()})
+        _check_cohorts(studies)
+        for arm in POSITIVE:
+            if self.task not in studies[arm].tasks:
+                raise InputError(f"controls: `{arm}` has not the task {self.task!r}, which is compared. Add it.")
         return studies
 
     @model_validator(mode="after")
@@ -85,6 +79,54 @@ class Controls(Config):
         if self.bars.stretch < self.bars.recovered:
             raise ValueError(f"`bars.stretch` ({self.bars.stretch:g}) is less than `bars.recovered`")
         return self
+
+
+def _check_cohorts(studies: Mapping[str, Study]) -> None:
+    """Cohorts of which what is compared, and nothing else, differs; raises InputError."""
+    made, people = {}, {}
+    for arm, study in studies.items():
+        if study.simulate is None:
+            raise InputError(f"controls: `{arm}` has no `simulate`, and so no truth. Give it a cohort.")
+        source = f"controls: {arm}: simulate.parameters"
+        made[arm] = parameters_of(study.simulate.preset, study.simulate.parameters, source)
+        people[arm] = study.simulate.subjects, study.simulate.seed, study.splits, study.labels
+    shown = {"cause": made["hidden"].cause.model_copy(update={"shown": True})}
+    steady = {"progression": made["steady"].progression}
+    for arm, other, alike, differ in (
+        ("hidden", "far", made["hidden"].model_copy(update=shown) == made["far"], "`cause.shown`"),
+        ("progressing", "steady", made["progressing"].model_copy(update=steady) == made["steady"], "`progression`"),
+    ):
+        if not alike or people[arm] != people[other] or made[arm] == made[other]:
+            raise InputError(
+                f"controls: the cohorts of `{arm}` and `{other}` must differ in {differ}, and in nothing else."
+            )
+    for arm in LEVELS:
+        planted = made[arm].levels
+        if planted is None or f"{planted.property}_levels" != arm:
+            raise InputError(f"controls: `{arm}` must plant `levels` of the property {arm.removesuffix('_levels')}.")
+    short, long = contexts(studies["far"].models)
+    cause = made["far"].cause
+    if not short <= cause.distance_tokens < cause.distance_tokens + cause.events < long:
+        raise InputError(
+            f"controls: `far` plants {cause.events:,} events at a distance of {cause.distance_tokens:,}, which must "
+            f"lie between its context lengths, {short:,} and {long:,} tokens."
+        )
+
+
+def _check_models(models: Mapping[str, Sequence[str]]) -> None:
+    """Models that say what each arm is for; raises InputError."""
+    short, long = contexts(models["far"])
+    too_short = set(by_context(models["far"], short))
+    pairs = "a model of both the shortest and the longest context of `far`, which must differ"
+    for arm, compared, needed in (
+        ("far", both_contexts(models["far"], short, long), pairs),
+        ("near", both_contexts(models["near"], short, long), pairs),
+        ("hidden", too_short <= set(models["hidden"]), "`far`'s models of the short context"),
+        ("needle", by_context(models["needle"], long), "a model of `far`'s long context"),
+        ("steady", set(models["steady"]) == set(models["progressing"]), "the models of `progressing`"),
+    ):
+        if not compared:
+            raise InputError(f"controls: `{arm}` needs {needed}, or there is nothing to compare.")
 
 
 def contexts(models: Sequence[str]) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def level_table(planted: str, events: Path, properties: Path) -> tuple[pl.DataFr
     return pl.DataFrame(rows, schema=SCHEMA, orient="row"), correlations
 
 
-def is_monotone(table: pl.DataFrame, planted: str, name: str) -> bool:
-    """Whether the means strictly rise, or fall, as they should."""
+def steps_that_follow(table: pl.DataFrame, planted: str, name: str) -> int:
+    """At how many steps from one level to the next the mean strictly moves as it should."""
     own = table.filter(planted=planted, property=name).sort("level")
-    return len(own) > 1 and bool((np.diff(own["mean"].to_numpy()) * FOLLOWS[planted][name] > 0).all())
+    return int((np.diff(own["mean"].to_numpy()) * FOLLOWS[planted][name] > 0).sum())

@@ -30,11 +30,11 @@ SCHEMA: dict[str, Any] = {
 def chance_table(predictions: Sequence[Path], statistics: Statistics) -> pl.DataFrame:
     """SCHEMA: every task, model and head on all labels; p of "the AUROC is .5", adjusted (Holm) for being one of all.
 
-    Not tested (no interval, no p) is what rests on fewer than two subjects of a class. Raises InputError where so few
-    draws are made that the smallest p they can give would not survive the adjustment: such a control could not fail.
+    What rests on so few subjects that its smallest possible p would not survive the adjustment could not fail, so it is
+    no test and has no adjusted p. Raises InputError where that is true of all, or too few draws make it so.
     """
     intervals, auroc = Intervals(statistics.level), SCORES.index("auroc")
-    rows = []
+    rows, smallest = [], []
     for folder in predictions:
         model, found, _ = read_predictions(folder)
         frame = found.filter(pl.col("split") == "held_out", pl.col("k") == "all").collect()
@@ -45,14 +45,32 @@ def chance_table(predictions: Sequence[Path], statistics: Statistics) -> pl.Data
             n, replicates = intervals.subjects(y, ids), drawn[:, auroc]
             p = intervals.two_sided_p(replicates - 0.5, n)
             rows.append((task, model, head, float(one[auroc]), *intervals.of(replicates, n), p, None, n))
+            smallest.append(intervals.two_sided_p(np.ones(statistics.replicates), n))
     table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
-    tested = int(np.isfinite(table["p"].to_numpy()).sum())
-    if 2 * tested / (1 + statistics.replicates) >= (1 - statistics.level) / 2:
+    if 2 * len(rows) / (1 + statistics.replicates) >= (1 - statistics.level) / 2:
         raise InputError(
-            f"{statistics.replicates:,} bootstrap draws could tell none of {tested} AUROCs from chance once adjusted. "
-            f"Set statistics.replicates to at least {round(4 * tested / (1 - statistics.level)):,}."
+            f"{statistics.replicates:,} bootstrap draws could tell none of {len(rows)} AUROCs from chance, adjusted. "
+            f"Set statistics.replicates to at least {round(4 * len(rows) / (1 - statistics.level)):,}."
         )
-    return table.with_columns(p_holm=pl.Series(holm(table["p"].to_numpy()), dtype=pl.Float64))
+    tests = could_fail(np.array(smallest), 1 - statistics.level)
+    if not tests.any():
+        raise InputError(
+            f"none of {len(rows)} AUROCs rests on enough held-out subjects to be told from chance once adjusted. "
+            "Simulate more subjects, or hold out more of them."
+        )
+    p_holm = holm(np.where(tests, table["p"].to_numpy(), np.nan))
+    return table.with_columns(p_holm=pl.Series(p_holm, dtype=pl.Float64))
+
+
+def could_fail(smallest: np.ndarray, level: float) -> np.ndarray:
+    """Which tests can be rejected at `level` once adjusted (Holm), given the smallest p that each can have; bool[n].
+
+    The largest set of which each one could be the first to be rejected; NaN is no test.
+    """
+    p = np.nan_to_num(smallest, nan=1.0)
+    candidates = np.unique(p)
+    sizes = np.searchsorted(np.sort(p), candidates, side="right")
+    return p <= candidates[candidates * sizes < level].max(initial=-1.0)
 
 
 def excluded(table: pl.DataFrame, level: float) -> int:

@@ -1,7 +1,8 @@
 """The positive control: does a model whose context reaches the planted cause find it, and no other?
 
 All scores are AUROCs on the same held-out labels, beside that of the oracle, which knows each label's true probability,
-and of what one could tell at best without knowing who has the cause.
+and of what one could tell at best without knowing who has the cause. Each subject has one label, the first: from the
+first discharge the cause lies as far as was planted, from the next ones any distance.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def read_truth(events: Path, name: str) -> pl.DataFrame:
 
 
 def held_out(predictions: Path, task: str) -> tuple[str, pl.DataFrame]:
-    """A model's id, and (subject_id, prediction_time, y, p) of its logistic regression on a task's held-out labels."""
+    """A model's id, and (subject_id, prediction_time, y, p) of its logistic regression on first held-out labels."""
     model, found, _ = read_predictions(predictions)
     chosen = found.filter(
         pl.col("task") == task,
@@ -39,7 +40,8 @@ def held_out(predictions: Path, task: str) -> tuple[str, pl.DataFrame]:
         pl.col("head") == "logistic_regression",
         pl.col("k") == "all",
     )
-    return model, chosen.select(*KEYS, "y", "p").collect().sort(KEYS)
+    labels = chosen.select(*KEYS, "y", "p").collect().sort(KEYS)
+    return model, labels.unique("subject_id", keep="first", maintain_order=True)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Found:
 
 
 def aurocs(events: Path, predictions: Sequence[Path], task: str, statistics: Statistics) -> Found:
-    """The AUROC of every model on the held-out labels of `task`, and of the oracle with and without the cause."""
+    """The AUROC of every model on the held-out labels of `task`, and of the oracle with and without the cause.
+
+    Raises InputError where the oracle itself may be at chance: of nothing, no share can be recovered.
+    """
     auroc = SCORES.index("auroc")
     truth = read_truth(events, "labels").filter(task=task)
     tables: dict[str, pl.DataFrame] = dict(held_out(folder, task) for folder in predictions)
@@ -68,8 +73,14 @@ def aurocs(events: Path, predictions: Sequence[Path], task: str, statistics: Sta
             raise InputError(f"{events}: {name} predicts other labels of {task!r} than the first model. Run again.")
         one, drawn = draws.scores(table["y"].to_numpy(), table["p"].to_numpy(), subjects)
         values[name], replicates[name] = float(one[auroc]), drawn[:, auroc]
-    y = labels["y"].to_numpy()
-    return Found(values, replicates, Intervals(statistics.level).subjects(y, subjects))
+    intervals = Intervals(statistics.level)
+    n = intervals.subjects(labels["y"].to_numpy(), subjects)
+    if not intervals.of(replicates[ORACLE], n)[0] > 0.5:
+        raise InputError(
+            f"{events}: the oracle itself is not surely better than chance on {task!r}, with {n} held-out subjects of "
+            "the rarer class. Simulate more subjects, or a stronger cause."
+        )
+    return Found(values, replicates, n)
 
 
 def recovered(found: Found, model: str) -> tuple[float, np.ndarray]:

@@ -21,7 +21,7 @@ from ehrctx.controls.arms import (
     by_context,
     contexts,
 )
-from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
+from ehrctx.controls.levels import FOLLOWS, level_table, steps_that_follow
 from ehrctx.controls.negative import chance_table, excluded
 from ehrctx.controls.positive import Found, aurocs, difference, recovered
 from ehrctx.controls.progression import Slope, paired_slope
@@ -55,7 +55,6 @@ class Bar(NamedTuple):
     holds: Callable[[float, float, float], bool]
 
 
-NOTHING = Bar("interval holds 0", lambda _, lower, upper: lower <= 0 <= upper)
 MORE = Bar("interval above 0", lambda _, lower, __: lower > 0)
 
 
@@ -85,36 +84,39 @@ def positive_rows(
     best = max(reached, key=lambda model: reached[model][0])
     least = controls.bars.recovered
     enough = Bar(f">= {least:g} (hoped for {controls.bars.stretch:g})", lambda value, *_: value >= least)
+    margin = controls.bars.equal
+    same = Bar(f"interval within ±{margin:g}", lambda _, lower, upper: -margin <= lower and upper <= margin)
     for model, share in reached.items():
         row(SHARE, "far", model, share, enough if model == best else None)
     for model in by_context(models["far"], short):
-        if model in models["hidden"]:
-            row(UNSEEN, "far", model, difference(far, model, hidden, model), NOTHING)
+        row(UNSEEN, "far", model, difference(far, model, hidden, model), same)
     for shorter, longer in both_contexts(models["far"], short, long):
         bar = MORE if longer == best else None
         row(f"AUROC less that of {shorter}", "far", longer, difference(far, longer, far, shorter), bar)
     for shorter, longer in both_contexts(models["near"], short, long):
-        row(f"AUROC less that of {shorter}", "near", longer, difference(near, longer, near, shorter), NOTHING)
+        row(f"AUROC less that of {shorter}", "near", longer, difference(near, longer, near, shorter), same)
     for model in by_context(models["needle"], long):
         row(SHARE, "needle", model, recovered(needle, model))
     return rows
 
 
-def negative_row(chance: pl.DataFrame, level: float) -> dict[str, Any]:
-    """How many of the tests of `negative.chance_table` find something."""
+def negative_row(chance: pl.DataFrame, asked: int, level: float) -> dict[str, Any]:
+    """How many of the tests of `negative.chance_table` find something; `asked` are the study's tasks times heads."""
     n, tested = excluded(chance, level), chance["p_holm"].fill_nan(None).count()
-    quantity = f"adjusted intervals of {tested} that exclude .5"
+    quantity = f"adjusted intervals that exclude .5, of {tested} that could ({asked} asked for)"
     return _row("negative", quantity, NEGATIVE, "all", n, UNKNOWN, bar="0", holds=n == 0)
 
 
 def property_rows(arm: str, table: pl.DataFrame, correlations: Mapping[str, float]) -> list[dict[str, Any]]:
     """Whether each property follows what the arm plants; `table` and `correlations` are of `levels.level_table`."""
     planted, rows = arm.removesuffix("_levels"), []
+    steps = table["level"].n_unique() - 1
     for name, sign in FOLLOWS[planted].items():
-        bar = f"mean strictly {'rises' if sign > 0 else 'falls'} over {table['level'].n_unique()} levels"
-        quantity = f"{name} by {planted}: rank correlation over subjects"
-        holds = is_monotone(table, planted, name)
-        rows.append(_row("properties", quantity, arm, "", correlations[name], UNKNOWN, bar=bar, holds=holds))
+        right = steps_that_follow(table, planted, name)
+        quantity = f"steps of {planted} at which the mean {name} {'rises' if sign > 0 else 'falls'}"
+        rows.append(_row("properties", quantity, arm, "", right, UNKNOWN, bar=f"all {steps}", holds=right == steps))
+        quantity = f"rank correlation of {name} with {planted} over subjects"
+        rows.append(_row("properties", quantity, arm, "", correlations[name], UNKNOWN))
     return rows
 
 
@@ -140,6 +142,8 @@ def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -
     }
     found = {arm: aurocs(events[arm], predicted[arm], controls.task, statistics) for arm in POSITIVE}
     chance = chance_table(predicted[NEGATIVE], statistics)
+    negative = studies[NEGATIVE]
+    asked = len(negative.tasks) * (len(negative.models) + len(negative.probe.baselines))
     by_level = {
         arm: level_table(arm.removesuffix("_levels"), events[arm], results[arm] / "robustness" / "properties")
         for arm in LEVELS
@@ -150,7 +154,7 @@ def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -
         slopes[model] = paired_slope(progressing, steady, statistics)
     rows = [
         *positive_rows(controls, found, {arm: studies[arm].models for arm in POSITIVE}),
-        negative_row(chance, statistics.level),
+        negative_row(chance, asked, statistics.level),
         *(row for arm, of_arm in by_level.items() for row in property_rows(arm, *of_arm)),
         *(progression_row(model, slope) for model, slope in slopes.items()),
     ]

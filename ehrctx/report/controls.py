@@ -148,7 +148,7 @@ def loss_by_position(progression: pl.DataFrame) -> Figure:
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """A statement as the page prints it."""
-    value = f"{row['value']:.0f}" if row["control"] == "negative" else f"{row['value']:.3f}"
+    value = f"{row['value']:.0f}" if row["value"] == int(row["value"]) else f"{row['value']:.3f}"
     has_limits = row["lower"] is not None and not np.isnan(row["lower"])
     limits = f"{row['lower']:.3f} to {row['upper']:.3f}" if has_limits else ""
     verdict = {True: "holds", False: "does not hold", None: ""}[row["holds"]]

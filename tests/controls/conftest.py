@@ -19,11 +19,25 @@ from ehrctx.robustness.properties import PROPERTIES
 TIME = datetime(2020, 1, 1, 23, 59)
 
 
+def times_of(n: int, days: np.ndarray | None) -> list[datetime]:
+    """TIME, or so many days after it."""
+    return [TIME + timedelta(days=int(day)) for day in (np.zeros(n) if days is None else days)]
+
+
 @pytest.fixture(scope="session")
 def write_predictions():
-    """A function (folder, model, task -> (y, p)) -> a folder of predictions; label i is subject i's, held out."""
+    """A function (folder, model, task -> (y, p)) -> a folder of predictions, all held out.
 
-    def write(folder: Path, model: str, tasks: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
+    Label i is subject i's, at TIME, where `days` after it and `subjects` do not say otherwise.
+    """
+
+    def write(
+        folder: Path,
+        model: str,
+        tasks: dict[str, tuple[np.ndarray, np.ndarray]],
+        days: np.ndarray | None = None,
+        subjects: np.ndarray | None = None,
+    ) -> Path:
         frames = [
             pl.DataFrame(
                 {
@@ -32,8 +46,8 @@ def write_predictions():
                     "head": "logistic_regression",
                     "k": "all",
                     "replicate": 0,
-                    "subject_id": np.arange(len(y)),
-                    "prediction_time": TIME,
+                    "subject_id": np.arange(len(y)) if subjects is None else subjects,
+                    "prediction_time": times_of(len(y), days),
                     "split": "held_out",
                     "y": y,
                     "p": p,
@@ -51,15 +65,26 @@ def write_predictions():
 
 @pytest.fixture(scope="session")
 def write_truth():
-    """A function (folder, task, probability, without the cause, levels by subject) -> simulated events' truth alone."""
+    """A function (folder, task, probability, without the cause, levels by subject) -> simulated events' truth alone.
 
-    def write(folder: Path, task: str, probability: np.ndarray, without: np.ndarray, level: np.ndarray | None = None):
+    `days` and `subjects` as in `write_predictions`.
+    """
+
+    def write(
+        folder: Path,
+        task: str,
+        probability: np.ndarray,
+        without: np.ndarray,
+        level: np.ndarray | None = None,
+        days: np.ndarray | None = None,
+        subjects: np.ndarray | None = None,
+    ) -> Path:
         n = len(probability)
         labels = pl.DataFrame(
             {
                 "task": [task] * n,
-                "subject_id": np.arange(n),
-                "prediction_time": [TIME] * n,
+                "subject_id": np.arange(n) if subjects is None else subjects,
+                "prediction_time": times_of(n, days),
                 "probability": probability,
                 "probability_without_cause": without,
             },

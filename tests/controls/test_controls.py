@@ -1,14 +1,18 @@
 """Each control against numbers that were planted: one that should hold does, one that should fail does."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import linregress
 from sklearn.metrics import roc_auc_score
 
 from ehrctx.configuration import load, validate
 from ehrctx.controls.arms import ARMS, Controls, both_contexts, by_context
-from ehrctx.controls.levels import FOLLOWS, is_monotone, level_table
-from ehrctx.controls.negative import chance_table, excluded
+from ehrctx.controls.levels import FOLLOWS, level_table, steps_that_follow
+from ehrctx.controls.negative import chance_table, could_fail, excluded
 from ehrctx.controls.positive import BLIND, ORACLE, aurocs, difference, read_truth, recovered
 from ehrctx.controls.progression import paired_slope
 from ehrctx.errors import InputError
@@ -66,6 +70,29 @@ def test_differences_are_paired(planted):
     assert drawn.var() < 0.8 * apart
 
 
+def test_a_subject_counts_once_at_the_first_prediction_time(tmp_path, write_predictions, write_truth):
+    """Only there the cause is as far away as was planted."""
+    first = np.arange(200) % 2 == 0
+    y, p = np.concatenate([first, ~first]), np.tile(first.astype(float), 2)
+    probability = np.concatenate([first * 0.8, ~first * 0.8]) + 0.1
+    times = np.repeat([0, 30], 200)
+    events = write_truth(
+        tmp_path / "events", TASK, probability, probability, days=times, subjects=np.tile(np.arange(200), 2)
+    )
+    folder = write_predictions(tmp_path / "m", "gpt-tiny-64", {TASK: (y, p)}, times, np.tile(np.arange(200), 2))
+    found = aurocs(events, [folder], TASK, STATISTICS)
+    assert found.values["gpt-tiny-64"] == found.values[ORACLE] == 1
+    assert found.subjects == 100
+
+
+def test_an_oracle_that_knows_nothing_is_refused(tmp_path, write_predictions, write_truth):
+    y = np.random.default_rng(0).random(200) < 0.3
+    folder = write_predictions(tmp_path / "m", "gpt-tiny-64", {TASK: (y, y + 0.0)})
+    events = write_truth(tmp_path / "events", TASK, np.full(200, 0.3), np.full(200, 0.3))
+    with pytest.raises(InputError, match="the oracle itself is not surely better than chance"):
+        aurocs(events, [folder], TASK, STATISTICS)
+
+
 def test_labels_without_a_truth_are_refused(tmp_path, write_predictions, write_truth):
     y = np.arange(40) % 2 == 0
     events = write_truth(tmp_path / "events", TASK, np.full(30, 0.5), np.full(30, 0.5))
@@ -102,11 +129,36 @@ def test_a_control_that_could_not_fail_is_refused(tmp_path, write_predictions):
         chance_table([folder], STATISTICS)
 
 
-def test_a_task_of_one_class_is_no_test(tmp_path, write_predictions):
-    folder = write_predictions(tmp_path / "m", "gpt-tiny-64", {"one": (np.zeros(30, dtype=bool), np.arange(30) / 30)})
-    table = chance_table([folder], STATISTICS)
-    assert table["n_subjects"].to_list() == [0]
+def test_what_could_not_fail_is_no_test(tmp_path, write_predictions):
+    """Not a task of one class, nor one with three positive subjects, however well it is told."""
+    rng = np.random.default_rng(3)
+    few = np.arange(300) < 3
+    tasks = {
+        "one class": (np.zeros(300, dtype=bool), rng.random(300)),
+        "few": (few, few + 0.1 * rng.random(300)),
+        "many": (rng.random(300) < 0.3, rng.random(300)),
+    }
+    statistics = Statistics(replicates=4_000)
+    table = chance_table([write_predictions(tmp_path / "m", "gpt-tiny-64", tasks)], statistics)
+    of = {row["task"]: row for row in table.to_dicts()}
+    assert of["few"]["auroc"] == 1
+    assert np.isnan([of[task]["p_holm"] for task in ("one class", "few")]).all()
+    assert of["many"]["p_holm"] == of["many"]["p"]  # the only test
     assert excluded(table, 0.95) == 0
+    del tasks["many"]
+    with pytest.raises(InputError, match="none of 2 AUROCs rests on enough held-out subjects"):
+        chance_table([write_predictions(tmp_path / "n", "gpt-tiny-64", tasks)], statistics)
+
+
+@given(st.lists(st.floats(1e-6, 1) | st.just(float("nan")), min_size=1, max_size=12))
+def test_the_tests_are_the_most_that_can_all_be_rejected(smallest):
+    chosen = could_fail(np.array(smallest), 0.05)
+    p = np.nan_to_num(smallest, nan=1.0)
+    assert (p[chosen] * chosen.sum() < 0.05).all()
+    for cut in p:
+        larger = p <= cut
+        if larger.sum() > chosen.sum():
+            assert (p[larger] * larger.sum()).max() >= 0.05
 
 
 @pytest.mark.parametrize("planted", FOLLOWS)
@@ -117,7 +169,7 @@ def test_levels_that_a_property_follows_and_that_it_does_not(tmp_path, write_tru
     values = {name: 5 + sign * level + noise for name, sign in FOLLOWS[planted].items()}
     table, correlations = level_table(planted, events, write_properties(tmp_path / "p", values))
     for name, sign in FOLLOWS[planted].items():
-        assert is_monotone(table, planted, name)
+        assert steps_that_follow(table, planted, name) == 9
         assert correlations[name] == pytest.approx(sign, abs=0.01)
         own = table.filter(property=name).sort("level")
         assert own["level"].to_list() == pytest.approx(sorted(set(level)))
@@ -126,7 +178,7 @@ def test_levels_that_a_property_follows_and_that_it_does_not(tmp_path, write_tru
     name = next(iter(values))
     values[name] = np.where(level == level[100], values[name][0], values[name])
     table, _ = level_table(planted, events, write_properties(tmp_path / "q", values))
-    assert not is_monotone(table, planted, name)
+    assert steps_that_follow(table, planted, name) < 9
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.05, -0.05])
@@ -205,15 +257,60 @@ def test_an_arms_mistake_is_told_with_the_arms_name(design):
         ("far", ["gpt-tiny-64", "llama-tiny-64"], "both the shortest and the longest context"),
         ("far", ["gpt-tiny-64", "llama-tiny-512"], "both the shortest and the longest context"),
         ("near", ["gpt-tiny-128", "llama-tiny-512"], "both the shortest and the longest context"),
-        ("hidden", ["gpt-tiny-512"], "`far`'s short context"),
+        ("hidden", ["gpt-tiny-128", "llama-tiny-128"], "`far`'s models of the short context"),
         ("needle", ["gpt-tiny-128"], "`far`'s long context"),
         ("steady", ["gpt-tiny-512"], "the models of `progressing`"),
     ],
 )
-def test_models_that_leave_nothing_to_compare_are_refused(design, arm, models, needs):
+def test_models_that_leave_nothing_to_compare_are_refused(design, repository, monkeypatch, arm, models, needs):
+    monkeypatch.chdir(repository)
     controls = validate(Controls, design | {arm: design[arm] | {"models": models}}, "controls")
     with pytest.raises(InputError, match=f"controls: `{arm}` needs .*{needs}"):
         controls.studies()
+
+
+@pytest.mark.parametrize(
+    ("arm", "key", "value", "said"),
+    [
+        ("hidden", "cause", {"distance_tokens": 128}, "`hidden` and `far` must differ in `cause.shown`"),
+        ("hidden", "cause", {"distance_tokens": 64, "shown": False}, "`hidden` and `far` must differ in `cause.shown`"),
+        ("progressing", "deaths", 1, "`progressing` and `steady` must differ in `progression`, and in nothing else"),
+        (
+            "copy_rate_levels",
+            "levels",
+            {"property": "gap_shape", "values": [1, 2]},
+            "`levels` of the property copy_rate",
+        ),
+        ("far", "cause", {"distance_tokens": 64}, "between its context lengths, 128 and 512 tokens"),
+        ("far", "cause", {"distance_tokens": 500}, "between its context lengths, 128 and 512 tokens"),
+    ],
+)
+def test_cohorts_that_do_not_compare_are_refused(design, repository, monkeypatch, arm, key, value, said):
+    monkeypatch.chdir(repository)
+    design = deepcopy(design)
+    design[arm]["simulate"]["parameters"] |= {key: value}
+    if arm == "far":
+        design["hidden"]["simulate"]["parameters"] |= {key: value | {"shown": False}}
+    with pytest.raises(InputError, match=f"controls: .*{said}"):
+        validate(Controls, design, "controls").studies()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"subjects": 100}])
+def test_pairs_of_cohorts_have_one_seed_and_size(design, repository, monkeypatch, change):
+    monkeypatch.chdir(repository)
+    design = deepcopy(design)
+    design["steady"]["simulate"] |= change
+    with pytest.raises(InputError, match="`progressing` and `steady` must differ"):
+        validate(Controls, design, "controls").studies()
+
+
+def test_the_compared_task_is_asked_of_every_arm(design, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    with pytest.raises(InputError, match="`far` has not the task 'guo_los'"):
+        validate(Controls, design | {"task": "guo_los"}, "controls").studies()
+    design = design | {"near": design["near"] | {"simulate": None, "data": "somewhere"}}
+    with pytest.raises(InputError, match="`near` has no `simulate`"):
+        validate(Controls, design, "controls").studies()
 
 
 def test_models_are_paired_by_all_but_their_context():

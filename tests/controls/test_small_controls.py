@@ -36,6 +36,7 @@ def design(repository):
     return {
         "name": "small",
         "statistics": {"replicates": 1_000},
+        "bars": {"equal": 0.2},
         "shared": shared,
         "far": cohort(700, cause=FAR),
         "near": cohort(700, cause={"distance_tokens": 0}),

@@ -80,8 +80,9 @@ def test_each_statement_fails_where_it_should(statements, arm, model, auroc, qua
 def test_what_is_left_out_of_the_negative_control_is_not_counted_as_tested(p, n, holds):
     chance = pl.DataFrame({"p_holm": p}, schema_overrides={"p_holm": pl.Float64})
     chance = chance.with_columns(pl.lit(None, dtype=t).alias(c) for c, t in CHANCE_SCHEMA.items() if c != "p_holm")
-    row = negative_row(chance, 0.95)
-    assert (row["quantity"], row["value"], row["holds"]) == ("adjusted intervals of 2 that exclude .5", n, holds)
+    row = negative_row(chance, 42, 0.95)
+    quantity = "adjusted intervals that exclude .5, of 2 that could (42 asked for)"
+    assert (row["quantity"], row["value"], row["holds"]) == (quantity, n, holds)
 
 
 def test_a_property_that_follows_and_one_that_does_not():
@@ -90,8 +91,10 @@ def test_a_property_that_follows_and_one_that_does_not():
     table = pl.DataFrame(rows, schema=LEVEL_SCHEMA, orient="row")
     rows = property_rows("copy_rate_levels", table, {"rr": 0.8, "rr_1": 0.3})
     assert [(row["value"], row["bar"], row["holds"]) for row in rows] == [
-        (0.8, "mean strictly rises over 3 levels", True),
-        (0.3, "mean strictly rises over 3 levels", False),
+        (2, "all 2", True),
+        (0.8, None, None),
+        (1, "all 2", False),
+        (0.3, None, None),
     ]
 
 
