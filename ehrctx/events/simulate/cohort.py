@@ -173,8 +173,14 @@ def simulate(parameters: Parameters, subjects: int, seed: int, out: Path, worker
 
     Beside it lies the truth, in parquet files by shard: `truth/subjects` (habits and the planted cause),
     `truth/diseases` (when each stage began) and `truth/labels` (`truth.label_truth`). Returns the number of subjects,
-    of events, and of subjects with an episode; raises InputError if nobody has room for one.
+    of events, and of subjects with an episode; raises InputError if nobody has room for one, or if not
+    every subject can live at every level.
     """
+    levels = len(parameters.levels.values) if parameters.levels else 1
+    if subjects < 1:
+        raise InputError(f"{subjects} subjects are no cohort. Ask for more.")
+    if subjects % levels:
+        raise InputError(f"{subjects:,} subjects cannot each live at {levels} levels. Ask for a multiple of {levels}.")
     settings = {"parameters": parameters.model_dump(mode="json"), "subjects": subjects, "seed": seed}
     facts = {"subjects": subjects, "events": 0, "with_episode": 0}
     shards = -(-subjects // parameters.subjects_per_shard)
@@ -186,10 +192,11 @@ def simulate(parameters: Parameters, subjects: int, seed: int, out: Path, worker
             facts["events"] += events
             facts["with_episode"] += with_episode
         if not facts["with_episode"]:
+            cause = parameters.cause
             raise InputError(
-                "no timeline has room for the episode: cause.distance_tokens is "
-                f"{parameters.cause.distance_tokens:,} and cause.distance_years {parameters.cause.distance_years:g}. "
-                "Lower them, or simulate more subjects."
+                f"no timeline has room for the episode: cause.events is {cause.events:,}, cause.distance_tokens is "
+                f"{cause.distance_tokens:,} and cause.distance_years {cause.distance_years:g}. Lower them, or simulate "
+                "more subjects."
             )
         ids = np.arange(1, subjects + 1)
         about = {"dataset_name": "ehrctx simulated cohort", "dataset_version": __version__}

@@ -5,7 +5,7 @@ company, on any number of workers; and cohorts of one seed that differ in one pa
 makes them pairs. Libraries' generators draw in sequence: one of them per subject and stream would cost 10 us each.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014; constants of Stafford's mix 13) after each
-number that goes in. `tests/events/test_draws.py` puts it to tests of uniformity and independence.
+number that goes in. `tests/events/simulate/test_draws.py` puts it to tests of uniformity and independence.
 """
 
 from __future__ import annotations

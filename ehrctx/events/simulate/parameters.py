@@ -155,6 +155,11 @@ class Parameters(Config):
                 f"stays.index_years {list(self.stays.index_years)} begins before the shortest records do; "
                 f"shortest_record_years is {self.shortest_record_years:g}"
             )
+        if self.levels and self.levels.property == "visit_rate" and max(self.levels.values) > self.visits.most:
+            raise ValueError(
+                f"levels: visit_rate of {max(self.levels.values):g} is more than visits.most ({self.visits.most:g}), "
+                "at which rates are cut"
+            )
         if self.cause.distance_years >= self.record_years:
             raise ValueError(
                 f"cause.distance_years ({self.cause.distance_years:g}) is more than any timeline spans; record_years "

@@ -21,16 +21,16 @@ def known(events):
     return events.drop_nulls("time").with_columns(time=moved).sort("subject_id", "time", maintain_order=True)
 
 
-def distances(shard):
+def distances(shard, length):
     """Per subject with an episode and a stay: events and years from the episode's last event to the first admission."""
-    is_episode = pl.col("code").is_in([ONLY_CAUSE, ONLY_SHAM])
+    # of a session's three codes, the drug comes last, but others have it, too
+    is_episode = pl.col("code").is_in([ONLY_CAUSE, ONLY_SHAM] if length > 1 else [CAUSE[0], SHAM[0]])
     ordered = known(shard.events).with_columns(place=pl.int_range(pl.len()).over("subject_id"))
     first = ordered.filter(pl.col("code").str.starts_with("HOSPITAL_ADMISSION")).group_by("subject_id").first()
     last = ordered.filter(is_episode).group_by("subject_id").last()
     both = last.join(first, on="subject_id", suffix="_admission")
     return both.select(
         "subject_id",
-        # of a session's three codes, the drug comes after the one that is looked for
         tokens=pl.col("place_admission") - pl.col("place") - 1,
         years=(pl.col("time_admission") - pl.col("time")).dt.total_seconds() / 365.25 / 86_400,
     )
@@ -38,12 +38,13 @@ def distances(shard):
 
 @pytest.mark.parametrize("tokens", [0, 16, 64, 256])
 @pytest.mark.parametrize("years", [0.0, 4.0])
-def test_distances_are_kept(preset, tokens, years):
-    parameters = preset("planted", cause={"distance_tokens": tokens, "distance_years": years})
+@pytest.mark.parametrize("length", [60, 1])
+def test_distances_are_kept(preset, tokens, years, length):
+    parameters = preset("planted", cause={"distance_tokens": tokens, "distance_years": years, "events": length})
     shard = shard_of(parameters, 0, 0, 600)
-    found = distances(shard)
+    found = distances(shard, length)
     assert found.height > 150
-    assert found["tokens"].min() >= tokens
+    assert found["tokens"].min() >= tokens + (length > 1)  # the session's drug comes between
     assert found["years"].min() >= years
     if not years:  # and no larger than the events of one day make them
         assert found["tokens"].median() < tokens + 20
@@ -139,7 +140,7 @@ def test_infarctions_follow_the_cause(planted):
     assert rates[True] > 8 * rates[False]
 
 
-def test_strength_is_what_was_asked_for(make, preset):
+def test_where_risks_are_the_same_cause_and_sham_fare_alike(make, preset):
     even = make(preset("planted", cause={"risk": 0.2, "background": 0.2}, deaths=0), 1_500)
     labels = even.labels["new_acutemi"].join(even.subjects, on="subject_id")
     rates = dict(labels.group_by("has_cause").agg(pl.col("boolean_value").mean()).iter_rows())
@@ -151,3 +152,9 @@ def test_a_distance_that_no_timeline_has_is_refused_by_name(tmp_path, preset):
     with pytest.raises(InputError, match=r"cause\.distance_tokens is 50,000"):
         simulate(parameters, 20, 0, tmp_path / "events")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_episode_longer_than_any_timeline_is_refused_by_name(tmp_path, preset):
+    parameters = preset("planted", cause={"distance_tokens": 0, "events": 9_000})
+    with pytest.raises(InputError, match=r"cause\.events is 9,000"):
+        simulate(parameters, 20, 0, tmp_path / "events")

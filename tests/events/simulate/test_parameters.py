@@ -3,6 +3,7 @@
 import pytest
 
 from ehrctx.errors import InputError
+from ehrctx.events.simulate.cohort import simulate
 from ehrctx.events.simulate.parameters import Parameters, parameters_of
 
 PRESETS = ("published", "long", "planted")
@@ -53,6 +54,10 @@ def test_changes_go_on_top_key_by_key(changed):
         ({"levels": {"property": "copy_rate", "values": [0.5]}}, r"`levels\.values`"),
         ({"levels": {"property": "copy_rate", "values": [0.5, 1.5]}}, "copy_rate of 1.5 is not between 0 and 1"),
         ({"levels": {"property": "copy_rate", "values": [0.5, 0.5]}}, "given twice"),
+        (
+            {"levels": {"property": "visit_rate", "values": [1, 121]}},
+            r"visit_rate of 121 is more than visits\.most \(120\)",
+        ),
         ({"levels": {"property": "age", "values": [1, 2]}}, r"`levels\.property`"),
         ([1], "expected keys and values"),
     ],
@@ -60,6 +65,16 @@ def test_changes_go_on_top_key_by_key(changed):
 def test_bad_parameters_are_refused_by_name(changed, changes, said):
     with pytest.raises(InputError, match=said):
         changed(changes)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "said"), [(0, "0 subjects are no cohort"), (10, r"10 subjects cannot each live at 3 levels")]
+)
+def test_sizes_that_are_none_are_refused(tmp_path, changed, subjects, said):
+    parameters = changed({"levels": {"property": "copy_rate", "values": [0, 0.3, 0.6]}})
+    with pytest.raises(InputError, match=said):
+        simulate(parameters, subjects, 0, tmp_path / "events")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_defaults_are_a_cohort():
