@@ -64,14 +64,15 @@ def auroc_by_arm(aurocs: pl.DataFrame) -> Figure:
         trained = own.filter(~pl.col("model").is_in([ORACLE, BLIND, COUNTS])).to_dicts()
         models = [(ModelId.parse(row["model"]), row) for row in trained]
         for place, (arch, (colour, marker, dash, name)) in enumerate(STYLES.items()):
-            rows = sorted(((m.context, row) for m, row in models if m.arch == arch), key=lambda pair: pair[0])
-            if rows:
-                x = np.array([context for context, _ in rows]) * 2 ** (0.1 * (place - 1.5))
-                y = np.array([row["auroc"] for _, row in rows])
-                bars = _errors(y, [row for _, row in rows])
+            kinds = list(dict.fromkeys((m.size, m.seed) for m, _ in models if m.arch == arch))
+            for size, seed in kinds:
+                of_kind = [(m.context, row) for m, row in models if (m.arch, m.size, m.seed) == (arch, size, seed)]
+                rows = [row for _, row in sorted(of_kind, key=lambda pair: pair[0])]
+                x = np.array(sorted(context for context, _ in of_kind)) * 2 ** (0.1 * (place - 1.5))
+                y = np.array([row["auroc"] for row in rows])
                 axes.errorbar(
-                    x, y, yerr=bars, color=colour, marker=marker, linestyle=dash, capsize=2, linewidth=1.2,
-                    markersize=4.5, label=name,
+                    x, y, yerr=_errors(y, rows), color=colour, marker=marker, linestyle=dash, capsize=2, linewidth=1.2,
+                    markersize=4.5, label=name if len(kinds) == 1 else f"{name} {size}, seed {seed}",
                 )  # fmt: skip
         _lines(axes, values)
         axes.set_title(TITLES[arm], loc="left")
