@@ -20,6 +20,8 @@ import pytest
 hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("deterministic")
 
+# Whole workflows, minutes each: begun at once, so that no process is left alone with one at the end.
+LONGEST = ("test_workflow.py", "test_controls_run.py")
 REPOSITORY = Path(__file__).resolve().parents[1]
 COHORT_SUBJECTS = 400
 COHORT_TASKS = ("guo_los", "lab_hyponatremia", "new_acutemi")
@@ -34,6 +36,11 @@ class Cohort:
     splits: Path
     timelines: Path
     labels: Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else stays in order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

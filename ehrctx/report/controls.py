@@ -142,6 +142,9 @@ def loss_by_position(progression: pl.DataFrame) -> Figure:
         axes.plot(x, own["difference"], color=colour, marker=marker, linestyle=dash, markersize=4.5, label=name)
     axes.axhline(0, color="#888888", linewidth=0.9)
     axes.set_xscale("log", base=2)
+    ticks = sorted({*progression["position_from"], *(progression["position_to"] + 1)})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("position in the timeline (tokens)")
     axes.set_ylabel("loss with progression\nless without (nats)")
     return figure
