@@ -32,7 +32,7 @@ def design(repository):
     shared = shipped["shared"]
     shared["simulate"]["subjects"] = 700
     shared["models"] = [*SHORT, *LONG]
-    shared["pretraining"] |= {"tokens": 30_000, "tokens_per_step": 2_048}
+    shared["pretraining"] |= {"tokens": 20_000, "tokens_per_step": 2_048}
     return {
         "name": "small",
         "statistics": {"replicates": 1_000},
@@ -43,8 +43,8 @@ def design(repository):
         "hidden": cohort(700, cause=FAR | {"shown": False}) | {"models": SHORT},
         "needle": cohort(700, cause=FAR | {"events": 1}) | {"models": LONG},
         "permuted": {"labels": {"permuted": 1}, "models": SHORT, "tasks": ["guo_los", "new_acutemi"]},
-        "steady": cohort(300, **calmly) | {"models": LONG},
-        "progressing": cohort(300, **(calmly | {"progression": 3})) | {"models": LONG},
+        "steady": cohort(200, **calmly) | {"models": LONG},
+        "progressing": cohort(200, **(calmly | {"progression": 3})) | {"models": LONG},
         **{
             f"{name}_levels": {"tasks": ["guo_los"]}
             | cohort(300, **nothing_measured, levels={"property": name, "values": values})
