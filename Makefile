@@ -29,7 +29,7 @@ smoke: $(READY)
 controls: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --configfile pipelines/studies/controls.yaml
 	@echo "Controls: results/controls/report/index.html"
-	@if grep -q ',false$$' results/controls/report/controls.csv; then echo "error: not every statement holds" >&2; exit 1; fi
+	@: "the last column says what holds"; if grep -q ',false$$' results/controls/report/controls.csv; then echo "error: not every statement holds" >&2; exit 1; fi
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile

@@ -83,22 +83,24 @@ class Controls(Config):
 
 def _check_cohorts(studies: Mapping[str, Study]) -> None:
     """Cohorts of which what is compared, and nothing else, differs; raises InputError."""
-    made, people = {}, {}
+    made, rest = {}, {}
     for arm, study in studies.items():
         if study.simulate is None:
             raise InputError(f"controls: `{arm}` has no `simulate`, and so no truth. Give it a cohort.")
         source = f"controls: {arm}: simulate.parameters"
         made[arm] = parameters_of(study.simulate.preset, study.simulate.parameters, source)
-        people[arm] = study.simulate.subjects, study.simulate.seed, study.splits, study.labels
+        alike = study.model_dump(exclude={"name", "models", "simulate"})
+        rest[arm] = study.simulate.subjects, study.simulate.seed, alike
     shown = {"cause": made["hidden"].cause.model_copy(update={"shown": True})}
     steady = {"progression": made["steady"].progression}
-    for arm, other, alike, differ in (
+    for arm, other, same_cohort, differ in (
         ("hidden", "far", made["hidden"].model_copy(update=shown) == made["far"], "`cause.shown`"),
         ("progressing", "steady", made["progressing"].model_copy(update=steady) == made["steady"], "`progression`"),
     ):
-        if not alike or people[arm] != people[other] or made[arm] == made[other]:
+        if not same_cohort or rest[arm] != rest[other] or made[arm] == made[other]:
             raise InputError(
-                f"controls: the cohorts of `{arm}` and `{other}` must differ in {differ}, and in nothing else."
+                f"controls: cohorts of `{arm}` and `{other}` must differ in {differ}, and in nothing else: not in seed "
+                "or size, nor in any key of the study but `models`."
             )
     for arm in LEVELS:
         planted = made[arm].levels

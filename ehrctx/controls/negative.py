@@ -46,16 +46,16 @@ def chance_table(predictions: Sequence[Path], statistics: Statistics) -> pl.Data
             p = intervals.two_sided_p(replicates - 0.5, n)
             rows.append((task, model, head, float(one[auroc]), *intervals.of(replicates, n), p, None, n))
             smallest.append(intervals.two_sided_p(np.ones(statistics.replicates), n))
-    table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    table, where = pl.DataFrame(rows, schema=SCHEMA, orient="row"), predictions[0].parent
     if 2 * len(rows) / (1 + statistics.replicates) >= (1 - statistics.level) / 2:
         raise InputError(
-            f"{statistics.replicates:,} bootstrap draws could tell none of {len(rows)} AUROCs from chance, adjusted. "
-            f"Set statistics.replicates to at least {round(4 * len(rows) / (1 - statistics.level)):,}."
+            f"{where}: {statistics.replicates:,} bootstrap draws could tell none of {len(rows)} AUROCs from chance, "
+            f"adjusted. Set statistics.replicates to at least {round(4 * len(rows) / (1 - statistics.level)):,}."
         )
     tests = could_fail(np.array(smallest), 1 - statistics.level)
     if not tests.any():
         raise InputError(
-            f"none of {len(rows)} AUROCs rests on enough held-out subjects to be told from chance once adjusted. "
+            f"{where}: none of {len(rows)} AUROCs rests on enough held-out subjects to be told from chance, adjusted. "
             "Simulate more subjects, or hold out more of them."
         )
     p_holm = holm(np.where(tests, table["p"].to_numpy(), np.nan))

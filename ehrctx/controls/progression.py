@@ -38,15 +38,16 @@ class Slope:
     table: pl.DataFrame
 
 
-def _panel(progressing: pl.DataFrame, steady: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
+def _panel(progressing: Path, steady: Path) -> tuple[pl.DataFrame, np.ndarray]:
     """(subject_id, bin, difference) of subjects who reach every bin, and the bins' edges int64[bins + 1]."""
-    pairs = progressing.join(steady, on=["subject_id", "position"], suffix="_steady")
+    one, other = (read_token_losses(folder)[2] for folder in (progressing, steady))
+    pairs = one.join(other, on=["subject_id", "position"], suffix="_steady")
     pairs = pairs.filter(pl.col("position") >= FIRST)
     n = pairs["subject_id"].n_unique()
     if n < FEWEST_SUBJECTS:
         raise InputError(
-            f"{n} subjects have token losses with progression and without, at position {FIRST} or later, fewer than "
-            f"{FEWEST_SUBJECTS}. Simulate more subjects, or longer ones."
+            f"{progressing} and {steady}: {n} subjects have token losses in both at position {FIRST} or later, fewer "
+            f"than {FEWEST_SUBJECTS}. Simulate more subjects, or longer ones."
         )
     edges = position_bins(int(pairs["position"].max()), BINS_PER_OCTAVE)  # type: ignore[arg-type]
     place = np.searchsorted(edges, pairs["position"].to_numpy(), side="right") - 1
@@ -57,13 +58,18 @@ def _panel(progressing: pl.DataFrame, steady: pl.DataFrame) -> tuple[pl.DataFram
     )
     kept = means.filter(pl.len().over("bin") >= REACHED * n)
     if (bins := kept["bin"].n_unique()) < 2:
-        raise InputError("the token losses share too few positions for a slope. Simulate longer timelines.")
+        raise InputError(
+            f"{progressing} and {steady}: token losses share too few positions for a slope. Simulate longer timelines."
+        )
     return kept.filter(pl.len().over("subject_id") == bins).sort("subject_id", "bin"), edges
 
 
 def paired_slope(progressing: Path, steady: Path, statistics: Statistics) -> Slope:
-    """The slope of the paired difference of two folders of token losses, with patient-level bootstrap intervals."""
-    panel, edges = _panel(read_token_losses(progressing)[2], read_token_losses(steady)[2])
+    """The slope of the paired difference of two folders of token losses, with patient-level bootstrap intervals.
+
+    Raises InputError where too few subjects, or positions, are in both.
+    """
+    panel, edges = _panel(progressing, steady)
     ids, bins = panel["subject_id"].unique().sort().to_numpy(), panel["bin"].unique().sort().to_numpy()
     differences = panel["difference"].to_numpy().reshape(len(ids), len(bins))
     first, last = edges[bins], edges[bins + 1] - 1

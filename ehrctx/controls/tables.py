@@ -59,11 +59,18 @@ MORE = Bar("interval above 0", lambda _, lower, __: lower > 0)
 
 
 def _row(
-    control: str, quantity: str, arm: str, model: str, value: float, limits: tuple[float, float], **judged: Any
+    control: str,
+    quantity: str,
+    arm: str,
+    model: str,
+    value: float,
+    limits: tuple[float, float],
+    bar: str | None = None,
+    holds: bool | None = None,
 ) -> dict[str, Any]:
     return {
         "control": control, "quantity": quantity, "arm": arm, "model": model,
-        "value": value, "lower": limits[0], "upper": limits[1], "bar": judged.get("bar"), "holds": judged.get("holds"),
+        "value": value, "lower": limits[0], "upper": limits[1], "bar": bar, "holds": holds,
     }  # fmt: skip
 
 
@@ -77,8 +84,8 @@ def positive_rows(
 
     def row(quantity: str, arm: str, model: str, both: tuple[float, np.ndarray], bar: Bar | None = None) -> None:
         limits = intervals.of(both[1], found[arm].subjects)
-        judged = {"bar": bar.asked, "holds": bar.holds(both[0], *limits)} if bar else {}
-        rows.append(_row("positive", quantity, arm, model, both[0], limits, **judged))
+        judged = (bar.asked, bar.holds(both[0], *limits)) if bar else ()
+        rows.append(_row("positive", quantity, arm, model, both[0], limits, *judged))
 
     reached = {model: recovered(far, model) for model in by_context(models["far"], long)}
     best = max(reached, key=lambda model: reached[model][0])
@@ -124,8 +131,8 @@ def progression_row(model: str, slope: Slope) -> dict[str, Any]:
     """Whether the loss grows along the timeline because of progression."""
     quantity = "loss with progression less without, nats per doubling of the position"
     limits = slope.lower, slope.upper
-    judged = {"bar": MORE.asked, "holds": MORE.holds(slope.value, *limits)}
-    return _row("progression", quantity, "progressing", model, slope.value, limits, **judged)
+    holds = MORE.holds(slope.value, *limits)
+    return _row("progression", quantity, "progressing", model, slope.value, limits, MORE.asked, holds)
 
 
 def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -> dict[str, pl.DataFrame]:

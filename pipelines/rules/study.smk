@@ -56,6 +56,8 @@ PARTS_BY_SIZE = 1 + sum(os.path.getsize(file) for file in EVENTS) // 2**32 if ST
 TIMELINES = f"{RESULTS}/timelines/{Path(TOKENIZER).stem}"
 SPLITS = f"{RESULTS}/events/subject_splits.parquet"
 TRACKING = "results/mlflow.db"
+# Jobs before the trainings go first: of several studies side by side (the controls), those that want all cores would starve.
+EARLY = 2
 
 
 wildcard_constraints:
@@ -70,5 +72,3 @@ onstart:
         fcntl.flock(HELD, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(f"another run of the study {STUDY.name!r} is going on. Wait for it, or stop it.") from None
-# Jobs before the trainings go first: of several studies side by side (the controls), those that want all cores would starve.
-EARLY = 2

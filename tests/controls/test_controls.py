@@ -233,7 +233,7 @@ def test_losses_of_too_few_positions_are_refused(tmp_path, write_losses):
     with pytest.raises(InputError, match="too few positions"):
         paired_slope(*folders, STATISTICS)
     folders = [write_losses(tmp_path / f"few {i}", np.ones((19, 100))) for i in range(2)]
-    with pytest.raises(InputError, match=r"19 subjects have token losses .* fewer than 20"):
+    with pytest.raises(InputError, match=r"19 subjects have token losses in both .* fewer than 20"):
         paired_slope(*folders, STATISTICS)
 
 

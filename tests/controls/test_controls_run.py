@@ -19,7 +19,7 @@ SHORT, LONG = ["llama-tiny-64"], ["llama-tiny-256"]
 PLANTED = {"copy_rate": [0, 0.3, 0.6], "gap_shape": [0.6, 1.2, 2.5], "visit_rate": [1, 3, 9]}
 
 
-def cohort(subjects, **parameters):
+def simulated(subjects, **parameters):
     return {"simulate": {"subjects": subjects, "parameters": parameters}}
 
 
@@ -38,16 +38,16 @@ def design(repository):
         "statistics": {"replicates": 1_000},
         "bars": {"equal": 0.2},
         "shared": shared,
-        "far": cohort(700, cause=FAR),
-        "near": cohort(700, cause={"distance_tokens": 0}),
-        "hidden": cohort(700, cause=FAR | {"shown": False}) | {"models": SHORT},
-        "needle": cohort(700, cause=FAR | {"events": 1}) | {"models": LONG},
+        "far": simulated(700, cause=FAR),
+        "near": simulated(700, cause={"distance_tokens": 0}),
+        "hidden": simulated(700, cause=FAR | {"shown": False}) | {"models": SHORT},
+        "needle": simulated(700, cause=FAR | {"events": 1}) | {"models": LONG},
         "permuted": {"labels": {"permuted": 1}, "models": SHORT, "tasks": ["guo_los", "new_acutemi"]},
-        "steady": cohort(200, **calmly) | {"models": LONG},
-        "progressing": cohort(200, **(calmly | {"progression": 3})) | {"models": LONG},
+        "steady": simulated(200, **calmly) | {"models": LONG},
+        "progressing": simulated(200, **(calmly | {"progression": 3})) | {"models": LONG},
         **{
             f"{name}_levels": {"tasks": ["guo_los"]}
-            | cohort(300, **nothing_measured, levels={"property": name, "values": values})
+            | simulated(300, **nothing_measured, levels={"property": name, "values": values})
             for name, values in PLANTED.items()
         },
     }
