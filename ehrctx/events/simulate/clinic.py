@@ -24,17 +24,17 @@ class Lab:
 
 
 LABS = {
-    "sodium": Lab("2951-2", "mmol/L", 138.6, 2.8, -0.5),
-    "potassium": Lab("2823-3", "mmol/L", 4.25, 0.42, 0.35, 1),
+    "sodium": Lab("2951-2", "mmol/L", 138.0, 2.9, -0.5),
+    "potassium": Lab("2823-3", "mmol/L", 4.25, 0.56, 0.35, 1),
     "chloride": Lab("2075-0", "mmol/L", 102.5, 3.2, -0.2),
     "bicarbonate": Lab("2028-9", "mmol/L", 25.0, 2.7, -0.5),
     "urea nitrogen": Lab("3094-0", "mg/dL", 15.0, 0.35, 0.6, 0, True),
     "creatinine": Lab("2160-0", "mg/dL", 0.95, 0.25, 0.6, 2, True),
-    "glucose": Lab("2345-7", "mg/dL", 106.0, 17.0, 0.6),
+    "glucose": Lab("2345-7", "mg/dL", 106.0, 18.5, 0.6),
     "calcium": Lab("17861-6", "mg/dL", 9.4, 0.45, -0.4, 1),
-    "hemoglobin": Lab("718-7", "g/dL", 13.3, 1.5, -0.7, 1),
+    "hemoglobin": Lab("718-7", "g/dL", 13.2, 1.5, -0.7, 1),
     "leukocytes": Lab("6690-2", "10*3/uL", 7.2, 0.3, 1.0, 1, True),
-    "platelets": Lab("777-3", "10*3/uL", 240.0, 65.0, -0.35),
+    "platelets": Lab("777-3", "10*3/uL", 228.0, 66.0, -0.35),
     "alanine transaminase": Lab("1742-6", "U/L", 22.0, 0.45, 0.5, 0, True),
     "alkaline phosphatase": Lab("6768-6", "U/L", 75.0, 0.3, 0.3, 0, True),
     "bilirubin": Lab("1975-2", "mg/dL", 0.6, 0.4, 0.5, 1, True),

@@ -91,7 +91,7 @@ DISEASES = {
         (0.0, 0.0), {"hemoglobin": -0.8, "ferritin": -0.8}, {"hemoglobin": -1.8, "ferritin": -1.5}, 0.6,
     ),
     "pancreatic cancer": Disease(
-        (0.006, 0.80, 0.80), ("R63.4", "R17", "K86.1"), "C25.9", "C25.0", ("12574",),
+        (0.012, 0.60, 0.80), ("R63.4", "R17", "K86.1"), "C25.9", "C25.0", ("12574",),
         (0.300, 0.900), {"glucose": 1.0, "bilirubin": 1.0, "hemoglobin": -0.6},
         {"bilirubin": 2.0, "albumin": -1.5, "hemoglobin": -1.0}, 0.1,
     ),
@@ -100,7 +100,7 @@ DISEASES = {
         (0.0, 0.002), {"hemoglobin": -1.2, "ferritin": -0.8}, {"hemoglobin": -0.8, "ferritin": -0.8},
     ),
     "lupus": Disease(
-        (0.006, 0.70, 0.15), ("M25.50", "R21"), "M32.9", "M32.14", ("979092", "312617"),
+        (0.008, 0.70, 0.15), ("M25.50", "R21"), "M32.9", "M32.14", ("979092", "312617"),
         (0.004, 0.020), {"platelets": -1.0, "hemoglobin": -0.6},
         {"platelets": -1.5, "hemoglobin": -0.8, "c-reactive protein": 1.0}, 0.3,
     ),

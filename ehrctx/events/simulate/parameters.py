@@ -46,6 +46,7 @@ class Stays(Config):
     work_up: Share = Field(0.6, description="of beginning preclinical stages that lead to an admission")
     readmission: NotNegative = Field(1.0, description="factor of the excess of admissions after a discharge")
     readmission_days: Positive = Field(10.0, description="time constant of that excess")
+    intensive: Positive = Field(1.0, description="factor of the hazard of a transfer to intensive care")
     tested: NotNegative = Field(
         1.0, description="factor of the chance of each panel of tests, and of vital signs at visits"
     )

@@ -4,7 +4,7 @@ Several clocks run side by side, and the first to ring admits the subject:
 
 * a hazard `rate` * f * exp(rate_spread * z) * (1 + burden * diseases) per year, where z also moves the rate of visits,
   and, after a discharge, an excess that fades with the time constant D: (E / D) exp(-t / D) per day with
-  E = readmission * min(MOST, BASE + PER_DISEASE * diseases + SEVERE [severity of the last stay > 1]); diseases are
+  E = readmission * min(MOST, PER_DISEASE * diseases + SEVERE [severity of the last stay > 1]); diseases are
   counted when the record begins and at each discharge;
 * the beginning of a preclinical stage, in the share `work_up` of cases;
 * the infarction: from the first discharge on, with a constant hazard h, where 1 - exp(-h) is the risk within a year;
@@ -12,9 +12,9 @@ Several clocks run side by side, and the first to ring admits the subject:
 * the decline (`people`), in the share TERMINAL of cases; else the subject dies at home.
 
 A stay of severity s (normal; its mean rises with what admits) lasts L days, log L = LENGTH + BY_SEVERITY * s +
-SPREAD * Z. A transfer to intensive care comes after an exponential time of rate INTENSIVE * exp(INTENSIVE_BY_SEVERITY
-* s) per day, or of rate HASTE in the share Phi(s - AT_ONCE). Clocks that ring during a stay do not end it, except the
-decline.
+SPREAD * Z. A transfer to intensive care comes after an exponential time of rate `intensive` * INTENSIVE *
+exp(INTENSIVE_BY_SEVERITY * s) per day, or of rate HASTE in the share Phi(s - AT_ONCE). Clocks that ring during a stay
+do not end it, except the decline.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ehrctx.events.simulate.visits import gap_of, to_minute
 
 REGULAR, WORKED_UP, INFARCTED, TERMINATED = range(4)
 MEAN_SEVERITY = np.array([0.0, -0.3, 0.6, 1.6])  # by what admits
-BASE, PER_DISEASE, SEVERE, MOST = 0.05, 0.02, 0.10, 0.4
+PER_DISEASE, SEVERE, MOST = 0.012, 0.15, 0.5
 LENGTH, BY_SEVERITY, SPREAD = 1.25, 0.55, 0.5
-INTENSIVE, INTENSIVE_BY_SEVERITY, AT_ONCE, HASTE = 0.02, 1.0, 2.0, 16.0
+INTENSIVE, INTENSIVE_BY_SEVERITY, AT_ONCE, HASTE = 0.0035, 1.0, 2.0, 16.0
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ def stays_of(people: People, stays: chosen.Stays, infarction_hazard: np.ndarray)
         died = terminal | (decline < discharged)
         discharged = to_minute(np.where(terminal, discharged, np.minimum(discharged, decline)))
         at_once = draws.uniform("at once", rows, number) < ndtr(severity - AT_ONCE)
-        rate = np.where(at_once, HASTE, INTENSIVE * np.exp(INTENSIVE_BY_SEVERITY * severity))
+        rate = np.where(at_once, HASTE, stays.intensive * INTENSIVE * np.exp(INTENSIVE_BY_SEVERITY * severity))
         transfer = to_minute(admitted + draws.exponential("transfer", rows, number) / rate)
         in_stay = (infarction >= admitted) & (infarction <= discharged) | (reason == INFARCTED)
         diseases = people.diagnosed_at(rows, discharged)
-        after = np.minimum(BASE + PER_DISEASE * diseases + SEVERE * (severity > 1), MOST) * stays.readmission
+        after = np.minimum(PER_DISEASE * diseases + SEVERE * (severity > 1), MOST) * stays.readmission
         found.append(
             Stays(
                 rows=rows,
