@@ -159,6 +159,28 @@ def test_both_classes_in_every_split(demo, task):
         assert 5 <= positive <= labels.filter(split=split).height - 5
 
 
+# EHRSHOT's test labels (arXiv 2307.02028). Left out: infarctions, which are planted, and the
+# two diseases that most have before they first come to hospital.
+PREVALENCES = {
+    "guo_los": 0.253,
+    "guo_readmission": 0.130,
+    "guo_icu": 0.045,
+    "lab_thrombocytopenia": 0.332,
+    "lab_hyperkalemia": 0.024,
+    "lab_hypoglycemia": 0.015,
+    "lab_hyponatremia": 0.285,
+    "lab_anemia": 0.690,
+    "new_pancan": 0.038,
+    "new_celiac": 0.013,
+    "new_lupus": 0.022,
+}
+
+
+@pytest.mark.parametrize(("task", "prevalence"), PREVALENCES.items())
+def test_outcomes_are_about_as_common_as_in_ehrshot(planted, task, prevalence):
+    assert planted.labels[task]["boolean_value"].mean() == pytest.approx(prevalence, rel=0.4)
+
+
 # --- lives --------------------------------------------------------------------------------------------------------
 
 
