@@ -93,35 +93,53 @@ def length_survival(severity: np.ndarray, days: np.ndarray | float) -> np.ndarra
     return ndtr((LENGTH + BY_SEVERITY * severity - np.log(days)) / SPREAD)
 
 
-def long_stay(people: People, survival: Survival, stays: Stays) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction times, chances) of a stay of 7 days or more, for stays that outlast the admission day."""
+def _after_midnight(stays: Stays) -> tuple[np.ndarray, np.ndarray]:
+    """Days from each admission to midnight, and from there to the end of the follow-up."""
+    midnight = np.floor(stays.admitted) + 1
+    return midnight - stays.admitted, FOLLOW_UP_END - midnight
+
+
+def _in_hospital(people: People, survival: Survival, stays: Stays, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The chances that stays last at least so many days from midnight on, `left` float64[n, k], and of no decline."""
+    midnight, severity = _after_midnight(stays)[0][:, None], stays.severity[:, None]
+    lasts = length_survival(severity, midnight + left) / length_survival(severity, midnight)
     time = np.floor(stays.admitted) + END_OF_DAY
-    until_midnight = np.floor(stays.admitted) + 1 - stays.admitted
-    chance = length_survival(stays.severity, LONG_STAY) / length_survival(stays.severity, until_midnight)
-    stage = people.stage_at(stays.rows, time)
-    spared = survival.at(people, stays.rows, time, stage, (stays.admitted + LONG_STAY - time)[:, None])[:, 0]
-    return time, chance * np.where(stays.reason == TERMINATED, 1.0, spared)
+    spared = survival.at(people, stays.rows, time, people.stage_at(stays.rows, time), left)
+    return lasts, np.where((stays.reason == TERMINATED)[:, None], 1.0, spared)
 
 
-def transfer(people: People, survival: Survival, stays: Stays) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction times, chances) of intensive care after the admission day, for stays that are not there yet.
+def long_stay(people: People, survival: Survival, stays: Stays) -> np.ndarray:
+    """Chances at the end of the admission day of 7 days or more in hospital, if they end within the follow-up."""
+    midnight, known = _after_midnight(stays)
+    week = LONG_STAY - midnight
+    lasts, spared = _in_hospital(people, survival, stays, np.stack([week, known], axis=1))
+    on = lasts * spared
+    return np.where(week < known, on[:, 0] - on[:, 1], 0.0) / (1 - on[:, 1])
 
-    1 - E exp(-q (D - r)), where q is the hazard, D when the stay ends and r midnight; D is the stay's length or, with a
-    hazard that is constant enough over a stay, the decline.
+
+def transfer(people: People, survival: Survival, stays: Stays) -> np.ndarray:
+    """Chances at the end of the admission day of intensive care later in the stay, if it ends within the follow-up.
+
+    1 - E exp(-q D), where q is the hazard and D when the stay ends: its length or the decline, whose hazard is constant
+    enough over a stay.
     """
-    time = np.floor(stays.admitted) + END_OF_DAY
-    midnight = np.floor(stays.admitted) + 1 - stays.admitted
-    lasts = length_survival(stays.severity, midnight)[:, None] * (1 - NODES)
-    length = np.exp(LENGTH + BY_SEVERITY * stays.severity[:, None] - SPREAD * ndtri(lasts))
-    left = length - midnight[:, None]
-    stage = people.stage_at(stays.rows, time)
-    spared = survival.at(people, stays.rows, time, stage, left)
-    spared = np.where((stays.reason == TERMINATED)[:, None], 1.0, spared)
+    midnight, known = _after_midnight(stays)
     q = stays.transfer_rate[:, None]
-    decline = -np.log(spared) / left
-    both = (q + decline) * left
-    avoided = np.exp(-q * left) * spared + decline / (q + decline) * -np.expm1(-both)
-    return time, 1 - avoided @ WEIGHTS
+
+    def declines(left: np.ndarray, spared: np.ndarray) -> np.ndarray:
+        """Whether, of decline and transfer, decline comes first, and within so many days."""
+        hazard = -np.log(spared) / left
+        return hazard / (q + hazard) * -np.expm1(-(q + hazard) * left)
+
+    over, spared = _in_hospital(people, survival, stays, known[:, None])
+    too_long = over * declines(known[:, None], spared)
+    not_known = over * spared
+    lasts = length_survival(stays.severity, midnight)[:, None] * (1 - (1 - over) * NODES)
+    length = np.exp(LENGTH + BY_SEVERITY * stays.severity[:, None] - SPREAD * ndtri(lasts))
+    left = np.maximum(length - midnight[:, None], 1 / 1440)
+    _, spared = _in_hospital(people, survival, stays, left)
+    avoided = (np.exp(-q * left) * spared + declines(left, spared)) @ WEIGHTS
+    return 1 - ((1 - over[:, 0]) * avoided + too_long[:, 0]) / (1 - not_known[:, 0])
 
 
 def readmission(
@@ -215,9 +233,10 @@ def label_truth(
     """
     survival = Survival.of(people, parameters.deaths)
     frames = []
-    overnight = stays.take(stays.discharged >= np.floor(stays.admitted) + 1)
+    overnight = stays.take((stays.discharged >= np.floor(stays.admitted) + 1) & (stays.discharged < FOLLOW_UP_END))
     for task, of in (("guo_los", long_stay), ("guo_icu", transfer)):
-        time, chance = of(people, survival, overnight)
+        time = np.floor(overnight.admitted) + END_OF_DAY
+        chance = of(people, survival, overnight)
         frames.append(_frame(task, people.subject_id[overnight.rows], time, chance, chance))
     infarcted = np.full(len(people), np.inf)
     np.minimum.at(infarcted, stays.rows, stays.infarction)

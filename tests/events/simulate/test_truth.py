@@ -76,6 +76,26 @@ def test_infarctions_are_calibrated_in_every_group(planted, by):
         assert abs(z_of(part)) < 3.3
 
 
+@pytest.fixture(scope="module")
+def often_in_hospital(make, preset):
+    """Short records with many stays, of which some are open when the follow-up ends."""
+    stays = {"index_years": None, "rate": 4, "tested": 0}
+    return make(preset("planted", record_years=2, shortest_record_years=1, visits={"rate": 1}, stays=stays), 4_000)
+
+
+@pytest.mark.parametrize("task", ["guo_los", "guo_icu"])
+def test_a_stay_with_a_label_has_ended_before_the_follow_up(often_in_hospital, task):
+    """Towards the end of it, stays that are known are short."""
+    labels = with_truth(often_in_hospital, task)
+    left = (pl.datetime(2025, 1, 1) - pl.col("prediction_time")).dt.total_minutes() / 1440
+    last = labels.filter(left < 12)
+    assert last.height > 500
+    for part in (last, last.filter(left < 8), last.filter(left >= 8)):
+        assert abs(z_of(part)) < 3.3
+    if task == "guo_los":
+        assert labels.filter(left < 6)["probability"].max() == labels.filter(left < 6)["y"].max() == 0
+
+
 def test_risks_within_a_year_are_those_that_were_asked_for(make, preset):
     """Where nothing competes, and labels whose year outlasts the follow-up are left out."""
     cohort = make(preset("planted", deaths=0, cause={"risk": 0.45, "background": 0.04}), 1_500)
