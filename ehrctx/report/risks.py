@@ -292,7 +292,8 @@ def onset_sentence(subgroups: pl.DataFrame, scores: pl.DataFrame) -> str | None:
         f"Among new onsets, the best model is better than chance (interval above 0.5) in {beyond} of {len(rows)} "
         f"{'task' if len(rows) == 1 else 'tasks'} that can be judged"
     )
-    gaps = {row["task"]: row["new"]["value"] - _overall(scores, row["task"], best[row["task"]]) for row in rows}
+    over_all = {row["task"]: _overall(scores, row["task"], best[row["task"]]) for row in rows}
+    gaps = {row["task"]: round(row["new"]["value"] - over_all[row["task"]], 3) for row in rows}
     flattered = [f"{task} ({signed(gap)})" for task, gap in sorted(gaps.items(), key=itemgetter(1)) if gap < 0]
     return f"{said}; its AUROC is lower there than over all labels in {listed(flattered)}" if flattered else said
 

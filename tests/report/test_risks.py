@@ -216,6 +216,8 @@ def test_onsets_are_judged_by_the_best_model_where_their_positives_suffice(score
         "Among new onsets, the best model is better than chance (interval above 0.5) in 1 of 2 tasks that can be "
         "judged; its AUROC is lower there than over all labels in stay (−0.200)"
     )
+    same = both("stay", BEST, 0.7999, 0.7)
+    assert "lower there" not in onset_sentence(pl.DataFrame(same, infer_schema_length=None), scores)
     few = both("stay", BEST, 0.6, 0.55, n_positive_subjects="19")
     hidden = both("icu", BEST, 0.6, NAN)
     assert onset_sentence(pl.DataFrame([*few, *hidden], infer_schema_length=None), scores) is None
