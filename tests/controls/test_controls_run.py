@@ -32,6 +32,7 @@ def design(repository):
     shared = shipped["shared"]
     shared["simulate"]["subjects"] = 700
     shared["models"] = [*SHORT, *LONG]
+    shared["splits"] = {"hash": [0.4, 0.1, 0.5]}
     shared["pretraining"] |= {"tokens": 20_000, "tokens_per_step": 2_048}
     return {
         "name": "small",
