@@ -100,7 +100,7 @@ def found(frame, candidate):
 def test_what_comes_after_its_last_moment_changes_no_label(family, profile):
     seen = []
 
-    @hypothesis_settings(max_examples=200)
+    @hypothesis_settings(max_examples=400)
     @given(records(1), records(100))
     def unchanged(rows, others):
         before = judged(rows, family, profile)
