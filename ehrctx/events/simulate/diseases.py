@@ -3,7 +3,8 @@
 A disease goes through stages: 0 absent, 1 preclinical (signs are coded, results drift), 2 diagnosed, 3 advanced.
 `rates` are the hazards per year of 0 -> 1, 1 -> 2 and 2 -> 3 of a subject whose frailty is 1; `deaths` what stages 2
 and 3 add to the hazard of death. Codes are ICD-10-CM and RxNorm. The figures are plausible, not estimated; those of the
-tasks' diseases make first diagnoses in the preset `planted` about as common as in EHRSHOT, far commoner than in life.
+tasks' diseases make first diagnoses in the preset `planted` far commoner than in life: about as common as in EHRSHOT,
+but for hypertension and hyperlipidemia.
 """
 
 from __future__ import annotations

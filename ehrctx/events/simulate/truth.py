@@ -109,21 +109,26 @@ def _in_hospital(people: People, survival: Survival, stays: Stays, left: np.ndar
 
 
 def long_stay(people: People, survival: Survival, stays: Stays) -> np.ndarray:
-    """Chances at the end of the admission day of 7 days or more in hospital, if they end within the follow-up."""
-    midnight, known = _after_midnight(stays)
+    """Chances (float64[stays]) at the end of the admission day of 7 days or more in hospital.
+
+    Of stays that end within the follow-up.
+    """
+    midnight, until_end = _after_midnight(stays)
     week = LONG_STAY - midnight
-    lasts, spared = _in_hospital(people, survival, stays, np.stack([week, known], axis=1))
+    lasts, spared = _in_hospital(people, survival, stays, np.stack([week, until_end], axis=1))
     on = lasts * spared
-    return np.where(week < known, on[:, 0] - on[:, 1], 0.0) / (1 - on[:, 1])
+    return np.where(week < until_end, on[:, 0] - on[:, 1], 0.0) / (1 - on[:, 1])
 
 
 def transfer(people: People, survival: Survival, stays: Stays) -> np.ndarray:
-    """Chances at the end of the admission day of intensive care later in the stay, if it ends within the follow-up.
+    """Chances (float64[stays]) at the end of the admission day of intensive care later in the stay.
+
+    Of stays that end within the follow-up.
 
     1 - E exp(-q D), where q is the hazard and D when the stay ends: its length or the decline, whose hazard is constant
     enough over a stay.
     """
-    midnight, known = _after_midnight(stays)
+    midnight, until_end = _after_midnight(stays)
     q = stays.transfer_rate[:, None]
 
     def declines(left: np.ndarray, spared: np.ndarray) -> np.ndarray:
@@ -131,15 +136,15 @@ def transfer(people: People, survival: Survival, stays: Stays) -> np.ndarray:
         hazard = -np.log(spared) / left
         return hazard / (q + hazard) * -np.expm1(-(q + hazard) * left)
 
-    over, spared = _in_hospital(people, survival, stays, known[:, None])
-    too_long = over * declines(known[:, None], spared)
-    not_known = over * spared
+    over, spared = _in_hospital(people, survival, stays, until_end[:, None])
+    avoided_by_decline = over * declines(until_end[:, None], spared)
+    still_open = over * spared
     lasts = length_survival(stays.severity, midnight)[:, None] * (1 - (1 - over) * NODES)
     length = np.exp(LENGTH + BY_SEVERITY * stays.severity[:, None] - SPREAD * ndtri(lasts))
     left = np.maximum(length - midnight[:, None], 1 / 1440)
     _, spared = _in_hospital(people, survival, stays, left)
     avoided = (np.exp(-q * left) * spared + declines(left, spared)) @ WEIGHTS
-    return 1 - ((1 - over[:, 0]) * avoided + too_long[:, 0]) / (1 - not_known[:, 0])
+    return 1 - ((1 - over[:, 0]) * avoided + avoided_by_decline[:, 0]) / (1 - still_open[:, 0])
 
 
 def readmission(
