@@ -14,39 +14,112 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ehrctx import __version__
 from ehrctx.errors import InputError
+from ehrctx.inventory import files_below, is_hidden
 
 if TYPE_CHECKING:
     import polars as pl
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
+# A file that changed twice within a tick of the clock looks unchanged: its fingerprint is remembered only later (ns).
+SETTLED = 2_000_000_000
 RECORDED_PACKAGES = ("numpy", "polars", "scikit-learn", "torch", "transformers", "lightning")
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's bytes, of an artefact's manifest, or of all files (names and bytes) below any other folder.
+@dataclass(frozen=True)
+class Files:
+    """An input that is some files of a folder: those that a reader reads of it."""
 
-    An artefact's manifest holds the fingerprints of its files and inputs, so its own hash stands for all of them.
-    """
-    path = Path(path)
-    if path.is_dir():
-        if (path / MANIFEST).exists():
-            return fingerprint(path / MANIFEST)
-        digest = hashlib.sha256()
-        found = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
-        for file in sorted(p for p in found if not p.name.startswith(".")):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{fingerprint(file)}\0".encode())
-        return digest.hexdigest()
-    with path.open("rb") as stream:
+    folder: Path
+    files: tuple[Path, ...]
+
+
+Source = Path | Files
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_of(source: Source) -> Files:
+    """The files whose names and bytes are the fingerprint of a source that is no single file."""
+    if isinstance(source, Files):
+        return source
+    return Files(source, tuple(file for file in files_below(source) if not is_hidden(file.relative_to(source))))
+
+
+def combined(folder: Path, digests: Mapping[Path, str]) -> str:
+    """One fingerprint of several files: of their paths below `folder`, and the fingerprints of their bytes."""
+    digest = hashlib.sha256()
+    for file in sorted(digests):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{digests[file]}\0".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of a file's bytes, of an artefact's manifest, or of several files (names and bytes).
+
+    An artefact's manifest holds the fingerprints of its files and inputs, so its own hash stands for all of them. Of
+    any other folder all files count but hidden ones.
+    """
+    source = source if isinstance(source, Files) else Path(source)
+    if isinstance(source, Path):
+        if not source.is_dir():
+            return _digest(source)
+        if (source / MANIFEST).exists():
+            return _digest(source / MANIFEST)
+    chosen = files_of(source)
+    return combined(chosen.folder, {file: _digest(file) for file in chosen.files})
+
+
+class Fingerprints:
+    """Fingerprints of inputs, remembered in a file, so that data of many GB are read again only where they changed.
+
+    A file is taken for unchanged if its size, inode, and times of modification and of change (which no copy can set) are
+    what they were. The memory is a convenience: without it, or where it is damaged, files are read.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        try:
+            known = json.loads(memory.read_text())
+        except (OSError, ValueError):
+            known = {}
+        self._known: dict[str, list] = known if isinstance(known, dict) else {}
+        self._used: dict[str, list] = {}
+
+    def _digest(self, file: Path) -> str:
+        name, status = str(file.resolve()), file.stat()
+        state = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        known = self._known.get(name)
+        digest = known[1] if known is not None and known[0] == state else _digest(file)
+        if time.time_ns() - status.st_ctime_ns > SETTLED:
+            self._used[name] = [state, digest]
+        return digest
+
+    def of(self, source: Source) -> str:
+        """What `fingerprint` says of `source`."""
+        if isinstance(source, Path) and (not source.is_dir() or (source / MANIFEST).exists()):
+            return self._digest(source) if not source.is_dir() else fingerprint(source)
+        chosen = files_of(source)
+        return combined(chosen.folder, {file: self._digest(file) for file in chosen.files})
+
+    def save(self) -> None:
+        """Remembers what was asked for since it was read; what was not is forgotten."""
+        if self._used != self._known:
+            with new_file(self._memory) as partial:
+                partial.write_text(json.dumps(self._used))
 
 
 def _versions() -> dict[str, str]:
@@ -83,11 +156,21 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"the folder {folder} cannot be made: {error.strerror}. Give another place.") from None
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*partial-*"):
+        process = leftover.name.rpartition("-")[2]
+        # in a container, a command that was killed and starts again often has the same number
+        if process.isdigit() and (int(process) == os.getpid() or not _is_running(int(process))):
+            _remove(leftover)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it into place on success, removes it on failure."""
     path = Path(path)
     _make_folder(path.parent)
+    _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -104,21 +187,21 @@ def write_table(table: pl.DataFrame, file: Path) -> None:
 
 @contextmanager
 def new_artifact(
-    path: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], facts: dict[str, Any] | None = None
+    path: Path,
+    kind: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Source],
+    facts: dict[str, Any] | None = None,
 ) -> Iterator[Path]:
     """Yields a temporary folder to fill; on success adds the manifest and renames the folder to `path`.
 
-    `settings` are the choices made, `inputs` name -> path of what was read, `facts` what was counted (may be filled
+    `settings` are the choices made, `inputs` name -> what was read, `facts` what was counted (may be filled
     while the folder is written). An older artefact at `path` is replaced only once the new one is complete.
     """
     path = Path(path)
     provenance = {name: fingerprint(source) for name, source in inputs.items()}
     _make_folder(path.parent)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*partial-*"):
-        process = int(leftover.name.rpartition("-")[2])
-        # in a container, a command that was killed and starts again often has the same number
-        if process == os.getpid() or not _is_running(process):
-            _remove(leftover)
+    _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:

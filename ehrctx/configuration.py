@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +22,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+LONGEST_VALUE = 60  # characters of a value that a sentence quotes
 # What a value should be as a whole, by pydantic's name of the error.
 EXPECTED = {
     "string_type": "text",
@@ -207,6 +208,30 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
             change = merged(inner, change)
         found[key] = change
     return found
+
+
+class Difference(NamedTuple):
+    """One key whose value differs: its names from the outermost on, and both values; None where it is not there."""
+
+    key: tuple[str, ...]
+    before: Any
+    after: Any
+
+    def sentence(self) -> str:
+        """`key: before, now after`; long values are not written out."""
+        key = ".".join(self.key)
+        texts = [json.dumps(value, default=str) if value is not None else "nothing" for value in self[1:]]
+        return f"`{key}`: {texts[0]}, now {texts[1]}" if max(map(len, texts)) <= LONGEST_VALUE else f"`{key}` differs"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[Difference]:
+    """The innermost keys in which two nested mappings differ, in order."""
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, (*key, str(name)))
+        elif old != new:
+            yield Difference((*key, str(name)), old, new)
 
 
 def find(name_or_path: str, folder: Path, what: str) -> Path:

@@ -75,7 +75,10 @@ class Keep(Callback):
 
 
 class Checkpoint(Callback):
-    """Saves at most every `seconds`, and at the last step; a kill while saving leaves the previous checkpoint whole."""
+    """Saves at most every `seconds`, at the last step, and when asked to end (SIGTERM).
+
+    A kill or a power cut while saving leaves the previous checkpoint whole.
+    """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds, self.saved = folder, seconds, time.monotonic()
@@ -83,13 +86,15 @@ class Checkpoint(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         assert isinstance(module, PretrainingModule)
         last = module.progress["steps"] == module.batches.n_steps
-        due = last or time.monotonic() - self.saved >= self.seconds
+        due = last or trainer.received_sigterm or time.monotonic() - self.saved >= self.seconds
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # clocks differ, and all have to save together
         if due:
             partial = self.folder / f".{CHECKPOINT}.partial"
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
+                with partial.open("rb") as written:  # on the disk before the name is given: a power cut tears neither
+                    os.fsync(written.fileno())
                 os.replace(partial, self.folder / CHECKPOINT)
             self.saved = time.monotonic()
 

@@ -7,10 +7,14 @@ again ends with the same weights, bit for bit, on CPU.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
-import shutil
+import os
+import pickle
+import signal
+import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -20,9 +24,11 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ehrctx.artifacts import exclusive, fingerprint, new_artifact, new_file
+from ehrctx.configuration import differences
 from ehrctx.errors import InputError
 from ehrctx.models.model import load_model, model_of, save_model
 from ehrctx.pretrain.batches import TrainingBatches
@@ -30,14 +36,13 @@ from ehrctx.pretrain.callbacks import BEST, CHECKPOINT, Checkpoint, Keep, Progre
 from ehrctx.pretrain.distribution import is_first_process, processes, trainer_arguments
 from ehrctx.pretrain.module import PretrainingModule, use_scan
 from ehrctx.pretrain.start import first_weights
-from ehrctx.pretrain.trained import KIND
+from ehrctx.pretrain.trained import KIND, learned_settings
 from ehrctx.study import ModelId, Pretraining
 from ehrctx.timelines.store import Timelines
 from ehrctx.timelines.windows import Windows
 
 LOGGED_STEPS = 500  # entries of a training in MLflow, evenly over its steps; every step of a short one
-# Settings that may differ when a run is resumed. The precision, which changes what is learned, is recorded as resolved.
-MAY_DIFFER = frozenset({*Pretraining.RUNNING, "accelerator"})
+RUN = "run.json"  # beside the checkpoint: whose it is
 
 
 def _accelerator(choice: str) -> str:
@@ -52,23 +57,69 @@ def _without_guard(identity: dict[str, Any]) -> dict[str, Any]:
     return identity | {"settings": settings}
 
 
+def _read_checkpoint(file: Path) -> dict[str, Any]:
+    """Raises InputError where the file is empty, cut off or otherwise damaged."""
+    try:
+        saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        saved["progress"], saved["state_dict"]
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        raise InputError(
+            f"the checkpoint {file} is damaged: it is empty, cut off or no checkpoint. Delete it, and the training "
+            f"starts anew{_kept_models(file.parent)}."
+        ) from None
+    return saved
+
+
+def _kept_models(folder: Path) -> str:
+    """The models on the way that a damaged checkpoint leaves, in words."""
+    names = [path.name for path in sorted(folder.glob(kept("*"))) if path.is_dir()]
+    return f", or begin from a kept model with --from {folder / names[-1]} and another --checkpoints" if names else ""
+
+
+def _read_identity(file: Path) -> dict[str, Any] | None:
+    """Whose checkpoint lies beside `file`; None where nobody says."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and isinstance(known.get("settings"), dict) else None
+
+
 def _matching_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The checkpoint to resume, read, if it belongs to this run.
 
     Until a loss leaps, what a leap would do has changed nothing: that may differ.
     """
-    file, run = folder / CHECKPOINT, folder / "run.json"
-    if not (run.is_file() and file.is_file()):
+    file, known = folder / CHECKPOINT, _read_identity(folder / RUN)
+    if known is None or not file.is_file() or _without_guard(known) != _without_guard(identity):
         return None
-    known = json.loads(run.read_text())
-    if _without_guard(known) != _without_guard(identity):
-        return None
-    saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    saved = _read_checkpoint(file)
     return saved if known == identity or not saved["progress"]["spikes"] else None
 
 
+def _move_aside(folder: Path, identity: dict[str, Any]) -> None:
+    """Moves the checkpoint and the kept models of a run of other settings or data beside `folder`, and says so."""
+    left = [path for path in (folder / CHECKPOINT, folder / BEST, *folder.glob(kept("*"))) if path.exists()]
+    if not left:
+        return
+    number = next(i for i in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{i}").exists())
+    aside = folder.with_name(f"{folder.name}.replaced-{number}")
+    known = _read_identity(folder / RUN)
+    changed = "; ".join(one.sentence() for one in differences(known, identity)) if known else "they do not say whose"
+    print(
+        f"The checkpoint and kept models in {folder} are of another training ({changed}). They now lie in {aside}; "
+        f"delete it if you do not need them.",
+        file=sys.stderr,
+        flush=True,
+    )
+    aside.mkdir()
+    for path in (*left, folder / RUN):  # whose they are goes last: a kill on the way leaves it with what is left
+        if path.exists():
+            os.replace(path, aside / path.name)
+
+
 class _Claim(Callback):
-    """The first process removes what a run of other settings or data left in `folder`, and writes whose it is now.
+    """The first process moves aside what a run of other settings or data left in `folder`, and writes whose it is now.
 
     Not before all processes have joined, and so have looked for their checkpoint.
     """
@@ -86,11 +137,8 @@ class _Claim(Callback):
         if not trainer.is_global_zero:
             return
         if not self.resumes:
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
-            for model in [self.folder / BEST, *self.folder.glob(kept("*"))]:
-                if model.is_dir():
-                    shutil.rmtree(model)
-        with new_file(self.folder / "run.json") as partial:
+            _move_aside(self.folder, self.identity)
+        with new_file(self.folder / RUN) as partial:
             partial.write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
 
 
@@ -152,11 +200,10 @@ def pretrain(
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
-    not_learned = {*MAY_DIFFER, *settings.without_effect(model_id)}
     identity = {
         "model": model_name,
         "timelines": fingerprint(timelines),
-        "settings": json.loads(settings.model_dump_json(exclude=not_learned)) | {"precision": precision},
+        "settings": learned_settings(settings, model_id) | {"precision": precision},
     }
     inputs = {"timelines": timelines}
     if start is not None and checkpoints.resolve() in start.resolve().parents:
@@ -219,7 +266,10 @@ def pretrain(
                 module.load_state_dict(resume["state_dict"])
             if module.progress["steps"] < batches.n_steps:
                 file = checkpoints / CHECKPOINT if resume is not None else None
-                trainer.fit(module, ckpt_path=file, weights_only=True)
+                try:
+                    trainer.fit(module, ckpt_path=file, weights_only=True)
+                except SIGTERMException:  # which would end the process as if all were well
+                    raise SystemExit(128 + signal.SIGTERM) from None
         weights = module.whole_weights()
         if not first:
             return facts()

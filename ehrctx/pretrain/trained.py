@@ -8,9 +8,18 @@ from typing import Any
 
 from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.errors import InputError
-from ehrctx.study import Study
+from ehrctx.study import ModelId, Pretraining, Study
 
 KIND = "model"
+# Settings that may differ when a run is resumed. The precision, which changes what is learned, is recorded as resolved.
+MAY_DIFFER = frozenset({*Pretraining.RUNNING, "accelerator"})
+
+
+def learned_settings(settings: Pretraining, model: ModelId) -> dict[str, Any]:
+    """The settings on which what `model` learns depends, as JSON holds them."""
+    without = {*MAY_DIFFER, *settings.without_effect(model)}
+    learned: dict[str, Any] = json.loads(settings.model_dump_json(exclude=without))
+    return learned
 
 
 def final_validation(facts: dict[str, Any]) -> list[float] | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -292,6 +293,96 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(small_timelines, tmp_path
     assert len(recorder.tokens) == STEPS
     pretrain(small_timelines, "gpt-tiny-32", changed, tmp_path / "fresh", tmp_path / "other")
     assert weights(out) == weights(tmp_path / "fresh")
+
+
+def test_other_settings_move_checkpoint_and_kept_models_aside_and_name_each_key(small_timelines, tmp_path, capsys):
+    keeping = PLAN.model_copy(update={"keep_every_tokens": PLAN.tokens_per_step, "weights": "best"})
+    changed = keeping.model_copy(update={"learning_rate": 3e-3, "seed": 4})
+    out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
+    with pytest.raises(Kill):
+        pretrain(small_timelines, "gpt-tiny-32", keeping, out, checkpoints, callbacks=[KillAt(4, "before")])
+    before = {path.relative_to(checkpoints): path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()}
+    assert {path.parts[0] for path in before} >= {CHECKPOINT, "run.json", "best"}
+    assert any(path.parts[0].startswith("tokens-") for path in before)
+    pretrain(small_timelines, "gpt-tiny-32", changed, out, checkpoints)
+    aside = tmp_path / "checkpoints.replaced-1"
+    assert {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()} == before
+    said = capsys.readouterr().err
+    rate = PLAN.learning_rate
+    assert f"`settings.learning_rate`: {rate}, now 0.003; `settings.seed`: {PLAN.seed}, now 4)" in said
+    assert str(aside) in said
+    pretrain(small_timelines, "gpt-tiny-32", changed, tmp_path / "fresh", tmp_path / "other")
+    assert weights(out) == weights(tmp_path / "fresh")
+    pretrain(small_timelines, "gpt-tiny-32", keeping, out, checkpoints)
+    assert (tmp_path / "checkpoints.replaced-2" / CHECKPOINT).is_file()
+    assert (aside / CHECKPOINT).is_file()
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut off": lambda data: data[: len(data) // 2],
+    "a text": lambda data: b"not a checkpoint",
+    "noise": lambda data: bytes(range(256)) * 40,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_with_the_remedy(small_timelines, tmp_path, damage):
+    out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
+    keeping = PLAN.model_copy(update={"keep_every_tokens": PLAN.tokens_per_step})
+    with pytest.raises(Kill):
+        pretrain(small_timelines, "gpt-tiny-32", keeping, out, checkpoints, callbacks=[KillAt(4, "before")])
+    file = checkpoints / CHECKPOINT
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged: .* Delete it, .* --from .*tokens-\d+ and another"):
+        pretrain(small_timelines, "gpt-tiny-32", keeping, out, checkpoints)
+    file.unlink()
+    pretrain(small_timelines, "gpt-tiny-32", keeping, out, checkpoints)
+    pretrain(small_timelines, "gpt-tiny-32", keeping, tmp_path / "fresh", tmp_path / "other")
+    assert weights(out) == weights(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "gpt-tiny-32"}'])
+def test_a_checkpoint_of_which_nobody_says_whose_it_is_is_moved_aside(small_timelines, tmp_path, text, capsys):
+    out, checkpoints, recorder = tmp_path / "model", tmp_path / "checkpoints", Recorder()
+    with pytest.raises(Kill):
+        pretrain(small_timelines, "gpt-tiny-32", PLAN, out, checkpoints, callbacks=[KillAt(4, "before")])
+    (checkpoints / "run.json").write_text(text)
+    pretrain(small_timelines, "gpt-tiny-32", PLAN, out, checkpoints, callbacks=[recorder])
+    assert len(recorder.tokens) == STEPS
+    assert (tmp_path / "checkpoints.replaced-1" / CHECKPOINT).is_file()
+    assert "they do not say whose" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uninterrupted", ["gpt"], indirect=True)
+def test_sigterm_saves_a_checkpoint_and_is_no_success(uninterrupted, small_timelines, tmp_path):
+    """As a scheduler ends a job: Lightning would end the process with 0, and nothing written."""
+    out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from lightning import Callback
+        from ehrctx.pretrain.run import pretrain
+        from ehrctx.study import Pretraining
+
+        class Ask(Callback):
+            def on_before_optimizer_step(self, trainer, module, *_):
+                if module.progress["steps"] == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        plan = Pretraining.model_validate_json({PLAN.model_copy(update={"checkpoint_seconds": 3600}).model_dump_json()!r})
+        paths = [Path(p) for p in {[str(out), str(checkpoints)]!r}]
+        pretrain(Path({str(small_timelines)!r}), "gpt-tiny-32", plan, *paths, callbacks=[Ask()])
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, timeout=120, check=False
+    )
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr.decode()[-2000:]
+    assert not out.exists()
+    recorder = Recorder()
+    pretrain(small_timelines, "gpt-tiny-32", PLAN, out, checkpoints, callbacks=[recorder])
+    assert len(recorder.tokens) == STEPS - 4, "the step in which the signal came is saved"
+    assert weights(out) == weights(uninterrupted[1])
 
 
 @pytest.mark.parametrize(("arch", "again"), [("llama", STEPS), ("gpt", 0)])
