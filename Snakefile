@@ -29,6 +29,18 @@ else:
     rule all:
         default_target: True
         input:
-            f"{RESULTS}/report/index.html",
+            # all of them: an intermediate result that is missing is made again
+            EVENTS,
+            rules.check.output,
+            SPLITS,
+            TIMELINES,
+            rules.label.output,
+            rules.groups.output,
+            rules.properties.output,
+            expand(rules.perplexity.output, model=STUDY.models),
+            expand(rules.embed.output, model=STUDY.models),
+            PREDICTIONS,
+            rules.score.output,
+            rules.robustness.output,
+            rules.report.output,
             expand(f"{RESULTS}/report/{{notebook}}.html", notebook=NOTEBOOKS),
-            expand(f"{RESULTS}/report/{{table}}.csv", table=TABLES),

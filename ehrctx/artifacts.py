@@ -15,12 +15,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ehrctx import __version__
 from ehrctx.errors import InputError
@@ -86,8 +86,8 @@ def fingerprint(source: Source) -> str:
 class Fingerprints:
     """Fingerprints of inputs, remembered in a file, so that data of many GB are read again only where they changed.
 
-    A file is taken for unchanged if its size, inode, and times of modification and of change (which no copy can set) are
-    what they were. The memory is a convenience: without it, or where it is damaged, files are read.
+    A file is taken for unchanged if its size, inode, and times of modification and of change (which no copy can set)
+    are what they were. The memory is a convenience: without it, or where it is damaged, files are read.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -185,6 +185,25 @@ def write_table(table: pl.DataFrame, file: Path) -> None:
         table.fill_nan(None).write_csv(partial, float_precision=6)
 
 
+def write_provenance(
+    file: Path, settings: Mapping[str, Any], inputs: Mapping[str, Source], written: list[Path]
+) -> None:
+    """Writes, as JSON, what the files `written` beside `file` were made from: their manifest."""
+    held = {
+        **settings,
+        "inputs": {name: fingerprint(source) for name, source in inputs.items()},
+        "files": {path.name: fingerprint(path) for path in written},
+        "versions": _versions(),
+    }
+    with new_file(file) as partial:
+        partial.write_text(json.dumps(held, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def by_place(paths: Iterable[Path]) -> dict[str, Source]:
+    """Inputs by the last two names of their paths (`probes/counts`), as tables record them."""
+    return {f"{path.parent.name}/{path.name}": path for path in map(Path, paths)}
+
+
 @contextmanager
 def new_artifact(
     path: Path,
@@ -260,6 +279,18 @@ def require_same_input(path: Path, kind: str, name: str, current: Path) -> None:
             f"{path} was made from other {name} than those now at {current}. "
             f"Make it again, or give the {name} that it was made from."
         )
+
+
+def try_lock(file: Path) -> IO[str] | None:
+    """Holds an advisory lock on `file` until what it returns is closed; None where another process holds it."""
+    _make_folder(file.parent)
+    stream = file.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
 
 
 @contextmanager

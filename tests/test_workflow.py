@@ -257,7 +257,19 @@ def test_a_key_given_twice_stops_before_any_job(repository, tmp_path):
     assert not (folder / "results").exists()
 
 
-STAGES = {"check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe_counts", "groups", "properties"}
+STAGES = {
+    "study",
+    "check",
+    "split",
+    "tokenize",
+    "label",
+    "pretrain",
+    "embed",
+    "probe",
+    "probe_counts",
+    "groups",
+    "properties",
+}
 STAGES |= {"perplexity", "robustness", "score", "report", "notebook", "tracking_store", "all"}
 
 

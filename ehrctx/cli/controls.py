@@ -18,12 +18,15 @@ def controls(
 ) -> None:
     """Write what the workflow found in cohorts of which the truth is known, against that truth, and the page."""
     from ehrctx.configuration import settings as parse
-    from ehrctx.controls.arms import ARMS, Controls
+    from ehrctx.controls.arms import ARMS, Controls, compared
     from ehrctx.controls.tables import write_controls
+    from ehrctx.provenance import require_current
     from ehrctx.report.controls import write_page
 
     asked = parse(Controls, design, "--design")
     folders = {arm: results / f"{asked.name}_{arm}" for arm in ARMS}
+    for arm, study in asked.studies().items():
+        require_current(study, compared(arm, study, results / study.name), results)
     tables = write_controls(asked, folders, out)
     write_page(asked, tables, out / "index.html")
     judged = tables["controls"].drop_nulls("holds")

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ehrctx.cli.verbs import Data, Out, app, print_facts
+from ehrctx.cli.verbs import Data, Out, StudyFile, app, print_facts, privacy_of, read_study
 from ehrctx.errors import InputError
 
 
 @app.command()
 def check(
-    data: Data, out: Annotated[Path | None, typer.Option(help="also write the summary as JSON to this file")] = None
+    data: Data,
+    profile: Annotated[str | None, typer.Option(help="also check what this profile asks for; its name or path")] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the summary as JSON to this file")] = None,
+    study: StudyFile = None,
 ) -> None:
     """Print what a MEDS data set holds, and every rule of MEDS that it breaks, with file and row."""
-    from ehrctx.artifacts import new_file
+    from ehrctx.artifacts import write_provenance
+    from ehrctx.configuration import load
     from ehrctx.events.check import check as run
     from ehrctx.events.meds import open_dataset
+    from ehrctx.events.profile import DatasetProfile, find_profile
 
-    summary, violations = run(open_dataset(data))
-    print_facts(summary)
+    dataset, privacy = open_dataset(data), privacy_of(read_study(study))
+    summary, violations = run(dataset)
+    print_facts(summary, privacy)
     for violation in violations:
         typer.echo(f"violation: {violation}", err=True)
     if violations:
@@ -30,8 +35,8 @@ def check(
             f"{data} breaks {len(violations)} rule(s) of MEDS, listed above. Mend the files and check again."
         )
     if out is not None:
-        with new_file(out) as partial:
-            partial.write_text(json.dumps({"name": data.name, **summary}, indent=1) + "\n")
+        chosen = {} if profile is None else {"profile": load(DatasetProfile, find_profile(profile)).model_dump()}
+        write_provenance(out, {"name": data.name, **summary, **chosen}, {"events": dataset.source()}, [])
 
 
 @app.command()
@@ -51,7 +56,7 @@ def simulate(
     from ehrctx.events.simulate.parameters import parameters_of
 
     changes = parsed(parameters, "--parameters") if parameters else {}
-    print_facts(run(parameters_of(preset, changes, "--parameters"), subjects, seed, out, workers))
+    print_facts(run(parameters_of(preset, changes, "--parameters"), subjects, seed, out, workers), privacy_of(None))
 
 
 @app.command()
@@ -61,19 +66,19 @@ def split(
     splits: Annotated[
         str, typer.Option(help="'given', or the study key as YAML text: '{hash: [.7, .15, .15]}'")
     ] = "given",
+    study: StudyFile = None,
 ) -> None:
     """Write subject_splits.parquet: the data set's own splits, checked, or splits from a hash of the subject."""
-    from ehrctx.artifacts import new_file
     from ehrctx.configuration import settings
     from ehrctx.events.meds import open_dataset
-    from ehrctx.events.splits import subject_splits
+    from ehrctx.events.splits import subject_splits, write_splits
     from ehrctx.study import HashSplits
 
     chosen = None if splits in ("given", '"given"') else settings(HashSplits, splits, "--splits")
-    table = subject_splits(open_dataset(data), chosen)
-    with new_file(out) as partial:
-        table.write_parquet(partial)
-    print_facts(dict(table["split"].value_counts(sort=True).iter_rows()))
+    dataset = open_dataset(data)
+    table = subject_splits(dataset, chosen)
+    write_splits(table, dataset, chosen, out)
+    print_facts(dict(table["split"].value_counts(sort=True).iter_rows()), privacy_of(read_study(study)))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrctx.cli.verbs import Out, app, print_facts
+from ehrctx.cli.verbs import Out, StudyFile, app, print_facts, privacy_of, read_study
 
 Splits = Annotated[str, typer.Option(help="the study key as YAML text: '{hash: [.7, .15, .15], seed: 0}'")]
 
@@ -24,6 +24,7 @@ def omop(
         str, typer.Option(help="of events more than 30 days before birth: refuse or drop")
     ] = "refuse",
     splits: Splits = "{hash: [.7, .15, .15]}",
+    study: StudyFile = None,
 ) -> None:
     """Turn an OMOP CDM 5.3 or 5.4 into MEDS, and print what was counted."""
     from ehrctx.configuration import settings, validate
@@ -31,7 +32,8 @@ def omop(
     from ehrctx.study import HashSplits, OmopOptions
 
     options = validate(OmopOptions, {"codes": codes, "before_birth": before_birth}, "ehrctx import omop")
-    print_facts(import_omop(folder, out, options, settings(HashSplits, splits, "--splits")))
+    privacy = privacy_of(read_study(study))
+    print_facts(import_omop(folder, out, options, settings(HashSplits, splits, "--splits")), privacy)
 
 
 @imports.command()
@@ -41,11 +43,13 @@ def ehrshot(
     concepts: Annotated[
         Path | None, typer.Option(help="folder of an OMOP vocabulary from Athena, which describes the codes")
     ] = None,
+    study: StudyFile = None,
 ) -> None:
     """Turn EHRSHOT's CSV release into MEDS, with its own splits, labels and few-shot draws."""
     from ehrctx.tasks.ehrshot import import_ehrshot
 
-    print_facts(import_ehrshot(folder, out, concepts))
+    privacy = privacy_of(read_study(study))
+    print_facts(import_ehrshot(folder, out, concepts), privacy)
 
 
 @imports.command()
@@ -55,8 +59,10 @@ def femr(
     environment: Annotated[
         Path, typer.Option(help="where what reads an extract of femr 0.1 is installed; made if it is not there")
     ] = Path("results/environments/femr01"),
+    study: StudyFile = None,
 ) -> None:
     """Turn what femr keeps into MEDS: a database of femr 0.2, or an extract of femr 0.1."""
     from ehrctx.events.femr import import_femr
 
-    print_facts(import_femr(folder, out, environment))
+    privacy = privacy_of(read_study(study))
+    print_facts(import_femr(folder, out, environment), privacy)

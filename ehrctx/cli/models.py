@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ehrctx.cli.verbs import Out, Settings, Store, TimelinesFolder, app, print_facts
+from ehrctx.cli.verbs import (
+    Out,
+    Settings,
+    Store,
+    StudyFile,
+    TimelinesFolder,
+    app,
+    check_inputs,
+    print_facts,
+    privacy_of,
+    read_study,
+)
 from ehrctx.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +44,7 @@ def pretrain(
     ] = None,
     tracking: Store = None,
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
+    study: StudyFile = None,
 ) -> None:
     """Train one model on next tokens; resumes where it was killed. Settings: the study's `pretraining`."""
     from ehrctx.configuration import settings as parse
@@ -53,10 +65,12 @@ def pretrain(
 
             yield training_logger(tracking, experiment, model, chosen, start)
 
+    whole = read_study(study)
+    check_inputs(whole, timelines)
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
     facts = run(timelines, model, chosen, out, folder, loggers(), start=start)
     if is_first_process():
-        print_facts(facts)
+        print_facts(facts, privacy_of(whole))
 
 
 @app.command()
@@ -73,7 +87,8 @@ def export(
     from ehrctx.pretrain.release import export as run
     from ehrctx.study import Privacy
 
-    print_facts(run(model, out, timelines, parse(Privacy, privacy, "--privacy").minimum_count))
+    chosen = parse(Privacy, privacy, "--privacy")
+    print_facts(run(model, out, timelines, chosen.minimum_count), chosen)
 
 
 @app.command()
@@ -90,9 +105,10 @@ def plan(
     from ehrctx.pretrain.plan import plan_text, refuse_what_does_not_fit
     from ehrctx.study import Study
 
-    found = run(load(Study, find(study, Path("pipelines/studies"), "study")), measure)
+    chosen = load(Study, find(study, Path("pipelines/studies"), "study"))
+    found = run(chosen, measure)
     if as_json:
-        print_facts(found)
+        print_facts(found, chosen.privacy)
     else:
         typer.echo(plan_text(found))
     if measure:

@@ -15,9 +15,13 @@ from ehrctx.cli.verbs import (
     Settings,
     SplitsFile,
     Store,
+    StudyFile,
     TimelinesFolder,
     app,
+    check_inputs,
     print_facts,
+    privacy_of,
+    read_study,
 )
 from ehrctx.errors import InputError
 
@@ -28,11 +32,14 @@ def groups(
     labels: LabelsFolder,
     out: Out,
     profile: Profile = "simulated",
+    study: StudyFile = None,
 ) -> None:
     """Write to which groups (age, sex, what the profile names) each subject belongs at each prediction time."""
     from ehrctx.probe.groups import write_groups
 
-    print_facts(write_groups(data, profile, labels, out))
+    whole = read_study(study)
+    check_inputs(whole, labels)
+    print_facts(write_groups(data, profile, labels, out), privacy_of(whole))
 
 
 @app.command()
@@ -45,13 +52,17 @@ def embed(
     batch_tokens: Annotated[int, typer.Option(help="tokens of one forward pass, padding included", min=1)] = 8_192,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
     settings: Settings = None,
+    study: StudyFile = None,
 ) -> None:
     """Write one representation for every distinct (subject, prediction time). Settings: the study's `embedding`."""
     from ehrctx.configuration import settings as parse
     from ehrctx.probe.embed import embed as run
     from ehrctx.study import Embedding
 
-    print_facts(run(model, timelines, labels, out, context, batch_tokens, threads, parse(Embedding, settings)))
+    whole = read_study(study)
+    check_inputs(whole, model, timelines, labels)
+    facts = run(model, timelines, labels, out, context, batch_tokens, threads, parse(Embedding, settings))
+    print_facts(facts, privacy_of(whole))
 
 
 @app.command()
@@ -61,6 +72,7 @@ def probe(
     embeddings: Annotated[Path | None, typer.Option(help="folder that `ehrctx embed` wrote")] = None,
     timelines: Annotated[Path | None, typer.Option(help="for the count baseline: folder of `ehrctx tokenize`")] = None,
     settings: Settings = None,
+    study: StudyFile = None,
 ) -> None:
     """Fit the linear probe on embeddings, or on counts (--timelines), and predict. Settings: the study's `probe`."""
     from ehrctx.configuration import settings as parse
@@ -70,10 +82,12 @@ def probe(
     chosen = parse(Probe, settings)
     if (embeddings is None) == (timelines is None):
         raise InputError("give either --embeddings (a model) or --timelines (the count baseline).")
+    whole = read_study(study)
+    check_inputs(whole, labels, *(folder for folder in (embeddings, timelines) if folder is not None))
     if timelines is not None:
-        print_facts(probe_counts(timelines, labels, chosen, out))
+        print_facts(probe_counts(timelines, labels, chosen, out), privacy_of(whole))
     elif embeddings is not None:
-        print_facts(probe_embeddings(embeddings, labels, chosen, out))
+        print_facts(probe_embeddings(embeddings, labels, chosen, out), privacy_of(whole))
 
 
 @app.command()
@@ -88,6 +102,7 @@ def score(
     privacy: Annotated[str | None, typer.Option(help="the study's `privacy` as YAML text")] = None,
     tracking: Store = None,
     experiment: Annotated[str, typer.Option(help="MLflow's experiment")] = "ehrctx",
+    study: StudyFile = None,
 ) -> None:
     """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
     from ehrctx.configuration import settings as parse
@@ -95,6 +110,7 @@ def score(
     from ehrctx.study import Privacy, Statistics
 
     chosen = parse(Statistics, settings), parse(Privacy, privacy, "--privacy")
+    check_inputs(read_study(study), *predictions, *model, labels, groups, splits)
     table = write_scores(predictions, model, labels, groups, splits, *chosen, out)
     if tracking is not None:
         from ehrctx.report.tracking import log_scores

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrctx.cli.verbs import Out, TimelinesFolder, app
+from ehrctx.cli.verbs import Out, TimelinesFolder, app, check_inputs, read_study
 
 
 @app.command()
@@ -15,15 +15,19 @@ def report(
     tables: Annotated[Path, typer.Option(help="folder that `ehrctx score` and `ehrctx robustness` filled")],
     timelines: TimelinesFolder,
     summary: Annotated[Path, typer.Option(help="the file that `ehrctx check --out` wrote")],
-    study: Annotated[str, typer.Option(help="the study as YAML text, for the page's last section")],
+    study: Annotated[
+        str, typer.Option(help="the study, a file or YAML text: the tables must have been made as it says")
+    ],
     out: Out,
 ) -> None:
     """Write the self-contained HTML page."""
-    from ehrctx.configuration import settings as parse
+    from ehrctx.provenance import ROBUSTNESS, SCORES
     from ehrctx.report.page import write_report
-    from ehrctx.study import Study
 
-    write_report(tables, timelines, summary, parse(Study, study, "--study").model_dump(mode="json"), out)
+    whole = read_study(study)
+    assert whole is not None
+    check_inputs(whole, tables / SCORES, tables / ROBUSTNESS, timelines, summary)
+    write_report(tables, timelines, summary, whole.model_dump(mode="json"), out)
     typer.echo(f"report: {out}")
 
 

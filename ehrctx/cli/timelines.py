@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ehrctx.cli.verbs import Data, Out, Profile, SplitsFile, app, print_facts
+from ehrctx.cli.verbs import (
+    Data,
+    Out,
+    Profile,
+    SplitsFile,
+    StudyFile,
+    app,
+    check_inputs,
+    print_facts,
+    privacy_of,
+    read_study,
+)
+
+if TYPE_CHECKING:
+    from ehrctx.study import Privacy
 
 Tokenizer = Annotated[
     str | None,
@@ -34,18 +48,17 @@ def _existing(vocabulary: Path | None, adapt: bool, extend: int) -> Any:
     return None if vocabulary is None else Existing(vocabulary, adapt, extend)
 
 
-def _print_timelines(facts: dict[str, Any], out: Path) -> None:
+def _print_timelines(facts: dict[str, Any], out: Path, privacy: Privacy) -> None:
     """The facts, and what became of the events of each code system."""
-    from ehrctx.study import Privacy
     from ehrctx.timelines.coverage import report
 
-    print_facts({name: fact for name, fact in facts.items() if name != "events_by_system"})
-    text, warning = report(out, Privacy())
+    print_facts({name: fact for name, fact in facts.items() if name != "events_by_system"}, privacy)
+    text, warning = report(out, privacy)
     typer.echo(text)
     if (out / "mapping.parquet").is_file():
         from ehrctx.timelines.adaptation import read_unmapped
 
-        typer.echo(read_unmapped(out, Privacy()))
+        typer.echo(read_unmapped(out, privacy))
     if warning:
         typer.echo(warning, err=True)
 
@@ -61,12 +74,15 @@ def tokenize(
     vocabulary: Vocabulary = None,
     adapt: Adapt = False,
     extend: Extend = 0,
+    study: StudyFile = None,
 ) -> None:
     """Fit the vocabulary on the train split and turn every subject's events into an integer timeline."""
     from ehrctx.timelines.build import build_timelines
 
-    existing = _existing(vocabulary, adapt, extend)
-    _print_timelines(build_timelines(data, profile, splits, tokenizer, out, threads, existing), out)
+    whole, existing = read_study(study), _existing(vocabulary, adapt, extend)
+    check_inputs(whole, splits)
+    facts = build_timelines(data, profile, splits, tokenizer, out, threads, existing)
+    _print_timelines(facts, out, privacy_of(whole))
 
 
 @app.command()
@@ -77,11 +93,14 @@ def count(
     part: Annotated[str, typer.Option(help="which part of the data set: 2-of-8")],
     profile: Profile = "simulated",
     threads: Threads = 2,
+    study: StudyFile = None,
 ) -> None:
     """Step 1 of tokenize on a cluster: one part's events as integers, and their statistics; of any tokenizer."""
     from ehrctx.timelines.parts import count_part
 
-    print_facts(count_part(data, profile, splits, part, out, threads))
+    whole = read_study(study)
+    check_inputs(whole, splits)
+    print_facts(count_part(data, profile, splits, part, out, threads), privacy_of(whole))
 
 
 @app.command()
@@ -95,12 +114,13 @@ def fit(
     vocabulary: Vocabulary = None,
     adapt: Adapt = False,
     extend: Extend = 0,
+    study: StudyFile = None,
 ) -> None:
     """Step 2: the vocabulary, fitted on the train split of all parts."""
     from ehrctx.timelines.parts import fit_parts
 
-    existing = _existing(vocabulary, adapt, extend)
-    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out, existing))
+    privacy, existing = privacy_of(read_study(study)), _existing(vocabulary, adapt, extend)
+    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out, existing), privacy)
 
 
 @app.command()
@@ -112,11 +132,13 @@ def encode(
     out: Out,
     profile: Profile = "simulated",
     threads: Threads = 2,
+    study: StudyFile = None,
 ) -> None:
     """Step 3: one part's tokens."""
     from ehrctx.timelines.parts import encode_part
 
-    print_facts(encode_part(data, profile, splits, counted, vocabulary, out, threads))
+    privacy = privacy_of(read_study(study))
+    print_facts(encode_part(data, profile, splits, counted, vocabulary, out, threads), privacy)
 
 
 @app.command()
@@ -127,11 +149,13 @@ def gather(
     encoded: Annotated[list[Path], typer.Option(help="folders that `ehrctx encode` wrote, of all parts; repeat")],
     out: Out,
     profile: Profile = "simulated",
+    study: StudyFile = None,
 ) -> None:
     """Step 4: the timelines of all parts, in one folder."""
     from ehrctx.timelines.parts import gather_parts
 
-    _print_timelines(gather_parts(data, profile, splits, vocabulary, encoded, out), out)
+    privacy = privacy_of(read_study(study))
+    _print_timelines(gather_parts(data, profile, splits, vocabulary, encoded, out), out, privacy)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 from ehrctx import __version__
 
 if TYPE_CHECKING:
-    from ehrctx.study import Privacy
+    from ehrctx.study import Privacy, Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,14 @@ LabelsFolder = Annotated[Path, typer.Option("--labels", help="folder that `ehrct
 TimelinesFolder = Annotated[Path, typer.Option("--timelines", help="folder that `ehrctx tokenize` wrote")]
 Settings = Annotated[
     str | None, typer.Option(help="this section of a study file as YAML text; the defaults if left out")
+]
+StudyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        help="the study, a file or YAML text: what is read must have been made as it says, all the way from the "
+        "events, and its `privacy` masks the counts that are printed",
+    ),
 ]
 Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no tracking if left out")]
 
@@ -47,11 +55,35 @@ def _shown(facts: Any, privacy: Privacy, counted: bool = False) -> Any:
     return privacy.shown(facts) if is_small else facts
 
 
-def print_facts(facts: dict) -> None:
-    """Prints what a verb counted; its manifest holds the exact numbers."""
+def read_study(text: str | None) -> Study | None:
+    """The study of `--study`, which is the path of a file or YAML text; None if left out."""
+    if text is None:
+        return None
+    from ehrctx.configuration import load, settings
+    from ehrctx.study import Study
+
+    is_path = text.endswith((".yaml", ".yml", ".json"))
+    return load(Study, Path(text)) if is_path else settings(Study, text, "--study")
+
+
+def privacy_of(study: Study | None) -> Privacy:
+    """What may be printed of few people: the study's choice, else the default."""
     from ehrctx.study import Privacy
 
-    typer.echo(json.dumps(_shown(facts, Privacy()), indent=1, default=str))
+    return Privacy() if study is None else study.privacy
+
+
+def check_inputs(study: Study | None, *artefacts: Path) -> None:
+    """Raises InputError where there is a study and one of `artefacts`, or what it was made from, does not fit it."""
+    if study is not None:
+        from ehrctx.provenance import require_current
+
+        require_current(study, artefacts)
+
+
+def print_facts(facts: dict, privacy: Privacy) -> None:
+    """Prints what a verb counted; its manifest holds the exact numbers."""
+    typer.echo(json.dumps(_shown(facts, privacy), indent=1, default=str))
 
 
 @app.callback(invoke_without_command=True)

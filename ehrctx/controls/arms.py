@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from ehrctx.configuration import Config, merged, validate
 from ehrctx.errors import InputError
 from ehrctx.events.simulate.parameters import parameters_of
+from ehrctx.probe.predict import COUNTS
 from ehrctx.study import ModelId, Privacy, Statistics, Study
 
 # What each arm is for. `<property>_levels` plants a property at several levels.
@@ -120,15 +122,24 @@ def _check_models(models: Mapping[str, Sequence[str]]) -> None:
     short, long = contexts(models["far"])
     too_short = set(by_context(models["far"], short))
     pairs = "a model of both the shortest and the longest context of `far`, which must differ"
-    for arm, compared, needed in (
+    for arm, is_enough, needed in (
         ("far", both_contexts(models["far"], short, long), pairs),
         ("near", both_contexts(models["near"], short, long), pairs),
         ("hidden", too_short <= set(models["hidden"]), "`far`'s models of the short context"),
         ("needle", by_context(models["needle"], long), "a model of `far`'s long context"),
         ("steady", set(models["steady"]) == set(models["progressing"]), "the models of `progressing`"),
     ):
-        if not compared:
+        if not is_enough:
             raise InputError(f"controls: `{arm}` needs {needed}, or there is nothing to compare.")
+
+
+def compared(arm: str, study: Study, results: Path) -> list[Path]:
+    """What is compared of an arm; `results` is the folder of its study's results."""
+    if arm in LEVELS:
+        return [results / "robustness" / "properties"]
+    if arm in PROGRESSION:
+        return [results / "robustness" / "perplexity" / model for model in study.models]
+    return [results / "probes" / model for model in (*study.models, COUNTS)]
 
 
 def contexts(models: Sequence[str]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from ehrctx.artifacts import Source
 from ehrctx.errors import InputError
 from ehrctx.events.event_rows import OURS, discharges, refuse_row, to_events, typed_rows
 from ehrctx.events.meds import SPLITS_FILE
@@ -100,6 +101,13 @@ def find_release(folder: Path) -> Release:
     if splits is None:
         raise InputError(f"{folder} holds no splits/{SPLIT_FILES[0]}. Unpack it as well: it says who is held out.")
     return Release(events, splits, _labels(files, folder))
+
+
+def release_inputs(release: Release, concepts: Path | None) -> dict[str, Source]:
+    """What the imported events are made from, by the name under which they record each."""
+    labels = {f"labels of {task}": file for task, file in release.labels.items()}
+    files: dict[str, Source] = {"events": release.events, "splits": release.splits, **labels}
+    return files if concepts is None else {**files, "concepts": concepts}
 
 
 def _header(file: Path) -> list[str]:

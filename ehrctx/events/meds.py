@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrctx.artifacts import MANIFEST, Files, Source
 from ehrctx.errors import InputError
 
 SPLITS = ("train", "tuning", "held_out")
@@ -60,6 +61,10 @@ class Dataset:
     def files(self) -> list[Path]:
         """The files that its content depends on."""
         return [*self.shards, *(self.root / f for f in (SPLITS_FILE, CODES_FILE) if (self.root / f).is_file())]
+
+    def source(self) -> Source:
+        """What an artefact that is made from it records: itself, if it is an artefact, else its files."""
+        return self.root if (self.root / MANIFEST).is_file() else Files(self.root, tuple(self.files()))
 
 
 def open_dataset(root: Path) -> Dataset:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ehrctx.events.ehrshot import find_release
+from ehrctx.artifacts import Source
+from ehrctx.events.ehrshot import find_release, release_inputs
 from ehrctx.events.femr import database_files
-from ehrctx.events.omop.read import find_tables
+from ehrctx.events.omop.read import find_tables, table_inputs
 from ehrctx.study import EhrshotSource, FemrSource, OmopSource
 
 
@@ -18,3 +19,13 @@ def source_files(source: OmopSource | EhrshotSource | FemrSource) -> list[Path]:
     if isinstance(source, FemrSource):
         return database_files(folder)
     return [file for table in find_tables(folder).values() for file in table.files]
+
+
+def source_inputs(source: OmopSource | EhrshotSource | FemrSource) -> dict[str, Source]:
+    """What the imported events are made from, by the name under which they record each."""
+    folder = Path(source.folder)
+    if isinstance(source, EhrshotSource):
+        return release_inputs(find_release(folder), Path(source.concepts) if source.concepts else None)
+    if isinstance(source, FemrSource):
+        return {"events": folder}
+    return table_inputs(find_tables(folder))

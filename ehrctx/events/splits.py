@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehrctx.artifacts import fingerprint, new_file
 from ehrctx.errors import InputError
 from ehrctx.events.meds import SPLITS, SPLITS_FILE, Dataset, check_splits, read_parquet, read_valid
 from ehrctx.study import HashSplits, Privacy
 
+PROVENANCE = b"ehrctx"  # the key of a table's parquet metadata that says what it was made from
 BUCKETS = 2**16
 WITHOUT = HashSplits(hash=(0.7, 0.15, 0.15))  # of subjects that no table splits; the study's shares
 
@@ -71,6 +74,14 @@ def subject_splits(dataset: Dataset, splits: HashSplits | None) -> pl.DataFrame:
             )
             raise InputError(f"the split {split!r} is empty. {remedy}")
     return table.sort("subject_id")
+
+
+def write_splits(table: pl.DataFrame, dataset: Dataset, splits: HashSplits | None, file: Path) -> None:
+    """Writes the table, which says in its parquet metadata what it was made from."""
+    chosen = "given" if splits is None else splits.model_dump()
+    made_from = {"settings": {"splits": chosen}, "inputs": {"events": fingerprint(dataset.source())}}
+    with new_file(file) as partial:
+        table.write_parquet(partial, metadata={PROVENANCE.decode(): json.dumps(made_from)})
 
 
 def read_splits(path: Path, name: str | None = None) -> pl.DataFrame:

@@ -139,6 +139,12 @@ def shot_files(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def shot_inputs(choices: FewShot | None, tasks: Sequence[str]) -> dict[str, Path]:
+    """EHRSHOT's draws that `choices` ask for, by the name under which predictions record each."""
+    files = shot_files(Path(choices.shots), tasks) if choices is not None and choices.shots else {}
+    return {f"shots of {task}": file for task, file in files.items()}
+
+
 def _keys(entry: Any, split: str, place: str) -> list[Key]:
     names = [f"{column}_{PUBLISHED[split]}_k" for column in ("patient_ids", "label_times", "label_values")]
     if not isinstance(entry, dict) or any(not isinstance(entry.get(name), list) for name in names):

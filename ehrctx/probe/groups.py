@@ -71,7 +71,7 @@ def write_groups(data: Path, profile_file: str, labels_folder: Path, out: Path) 
     keys = prediction_times(read_labels(labels_folder))
     facts: dict[str, Any] = {}
     settings = {"profile": profile.model_dump()}
-    with new_artifact(out, KIND, settings, {"events": data, "labels": labels_folder}, facts) as folder:
+    with new_artifact(out, KIND, settings, {"events": dataset.source(), "labels": labels_folder}, facts) as folder:
         found = []
         for shard in dataset.shards:
             events = read_shard(dataset, shard, profile)

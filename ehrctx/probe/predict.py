@@ -14,7 +14,7 @@ from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
 from ehrctx.probe.counts import count_features
 from ehrctx.probe.embeddings import KIND as EMBEDDINGS
 from ehrctx.probe.embeddings import labelled_times, read_embeddings
-from ehrctx.probe.few_shot import EVERY, Shot, shot_files, shots_of
+from ehrctx.probe.few_shot import EVERY, Shot, shot_inputs, shots_of
 from ehrctx.probe.heads import LINEAR, Features, fit_head
 from ehrctx.study import Probe
 from ehrctx.tasks.label_sets import read_labels
@@ -124,14 +124,13 @@ def _write(
     """A task at a time, so that memory holds the predictions of one."""
     facts: dict[str, Any] = {}
     labels = read_labels(labels_folder)
-    shots = probe.few_shot.shots if probe.few_shot else None
-    files = shot_files(Path(shots), list(labels)) if shots else {}
-    inputs = inputs | {"labels": labels_folder} | {f"shots of {task}": file for task, file in files.items()}
+    shots = shot_inputs(probe.few_shot, list(labels))
+    inputs = inputs | {"labels": labels_folder} | shots
     with new_artifact(out, KIND, {"model": model, "probe": probe.model_dump()}, inputs, facts) as folder:
         parts, fitted = [], []
         for number, (task, own) in enumerate(labels.items()):
             frame, fits, facts[task] = _task_predictions(
-                task, model, own, index, features, heads, probe, files.get(task)
+                task, model, own, index, features, heads, probe, shots.get(f"shots of {task}")
             )
             parts.append(folder / f"{number}.parquet")
             frame.write_parquet(parts[-1])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file, require_same_input, write_table
+from ehrctx.artifacts import by_place, require_same_input, write_provenance, write_table
 from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.events.meds import SPLITS
 from ehrctx.events.splits import read_splits
@@ -221,13 +220,7 @@ def write_scores(
     }
     for name, frame in found.items():
         write_table(frame, Path(out) / f"{name}.csv")
-    provenance = {
-        "statistics": statistics.model_dump(),
-        "inputs": {
-            f"{p.parent.name}/{p.name}": fingerprint(p)
-            for p in (*predictions, *models, Path(labels_folder), Path(groups_folder), Path(splits_file))
-        },
-    }
-    with new_file(Path(out) / "provenance.json") as partial_file:
-        partial_file.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    settings = {"statistics": statistics.model_dump(), "privacy": privacy.model_dump()}
+    inputs = by_place([*predictions, *models, labels_folder, groups_folder, splits_file])
+    write_provenance(Path(out) / "provenance.json", settings, inputs, [Path(out) / f"{name}.csv" for name in found])
     return found["scores"].drop_nulls("value")

@@ -10,7 +10,7 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ehrctx import __version__
-from ehrctx.artifacts import new_file, read_manifest
+from ehrctx.artifacts import by_place, new_file, read_manifest, write_provenance
 from ehrctx.errors import InputError
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.probe.score import ANY
@@ -200,7 +200,10 @@ def _data_name(study: dict[str, Any], folder: str) -> str:
 
 
 def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[str, Any], out: Path) -> None:
-    """Writes the page `out` from the tables in `folder`, the timelines' manifest, the summary and the study."""
+    """Writes the page `out` from the tables in `folder`, the timelines' manifest, the summary and the study.
+
+    Beside it, page.json says what it was made from.
+    """
     tables = read_tables(folder)
     scores, models, strata, perplexity = (tables[name] for name in ("scores", "models", "strata", "perplexity"))
     quartiles = [
@@ -254,3 +257,5 @@ def write_report(folder: Path, timelines: Path, summary_file: Path, study: dict[
     )
     with new_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
+    inputs = by_place([Path(folder) / "provenance.json", Path(folder) / "robustness.json", summary_file])
+    write_provenance(out.with_name("page.json"), {"study": study}, {**inputs, "timelines": timelines}, [out])

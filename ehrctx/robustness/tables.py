@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from ehrctx.artifacts import fingerprint, new_file, read_manifest, write_table
+from ehrctx.artifacts import by_place, read_manifest, write_provenance, write_table
 from ehrctx.errors import InputError, refuse_repeated
 from ehrctx.probe.predict import KIND as PREDICTIONS
 from ehrctx.probe.predict import read_predictions
@@ -80,11 +79,11 @@ def write_tables(
     }
     for name, table in written.items():
         write_table(table, Path(out) / f"{name}.csv")
-    provenance = {
+    settings = {
         "statistics": statistics.model_dump(),
         "perplexity": perplexity.model_dump(),
-        "inputs": {f"{p.parent.name}/{p.name}": fingerprint(p) for p in (*predictions, properties, *losses)},
+        "privacy": privacy.model_dump(),
     }
-    with new_file(Path(out) / "robustness.json") as file:
-        file.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    inputs = by_place([*predictions, properties, *losses])
+    write_provenance(Path(out) / "robustness.json", settings, inputs, [Path(out) / f"{name}.csv" for name in written])
     return tables

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ehrctx.artifacts import new_artifact
-from ehrctx.events.ehrshot import SEVERAL_FINDINGS, find_release, write_events
+from ehrctx.events.ehrshot import SEVERAL_FINDINGS, find_release, release_inputs, write_events
 from ehrctx.tasks.definition import DEFINITIONS
 from ehrctx.tasks.given import read_given
 
@@ -51,10 +51,7 @@ def import_ehrshot(source: Path, out: Path, concepts: Path | None = None) -> dic
     Raises InputError, by file and row, where the release is incomplete or a text is not what its column holds.
     """
     release = find_release(source)
-    inputs = {"events": release.events, "splits": release.splits}
-    inputs |= {f"labels of {task}": file for task, file in release.labels.items()}
-    if concepts is not None:
-        inputs["concepts"] = Path(concepts)
+    inputs = release_inputs(release, Path(concepts) if concepts is not None else None)
     facts: dict[str, Any] = {}
     with new_artifact(out, "events", {"format": "ehrshot"}, inputs, facts) as folder:
         counted, subjects = write_events(release, folder, concepts)

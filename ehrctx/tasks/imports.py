@@ -69,22 +69,26 @@ def usable(labels: pl.DataFrame, first: pl.DataFrame, several_at_a_time: bool) -
     return labels_of(judged).sort(KEY, maintain_order=True), reasons_of(judged)
 
 
-def import_labels(
-    dataset: Dataset, tasks: Sequence[Task], given: str | None
-) -> tuple[dict[str, Made], dict[str, Path]]:
-    """By task, the usable labels of those tasks that are not made here, and what was left out; and the files read."""
+def label_sources(tasks: Sequence[Task], given: str | None) -> dict[str, Path]:
+    """The files from which labels are taken over, by the name under which the labels record them."""
+    files = given_files(tasks, given)
+    sources = {
+        f"labels of {task}" + (f", part {part}" if len(of_task) > 1 else ""): file
+        for task, of_task in files.items()
+        for part, file in enumerate(of_task, 1)
+    }
+    labelers = [task for task in tasks if isinstance(task, Femr) and task.task not in files]
+    return sources | {f"labeler of {task.task}": task.file for task in labelers}
+
+
+def import_labels(dataset: Dataset, tasks: Sequence[Task], given: str | None) -> dict[str, Made]:
+    """By task, the usable labels of those tasks that are not made here, and what was left out."""
     files = given_files(tasks, given)
     read = {task: pl.concat([read_given(file) for file in of_task]) for task, of_task in files.items()}
     labelers = [task for task in tasks if isinstance(task, Femr) and task.task not in read]
     read |= femr_labels(dataset, labelers)
     if not read:
-        return {}, {}
+        return {}
     first = first_events(dataset)
     several = {task.task for task in tasks if isinstance(task, Laboratory)}
-    inputs = {
-        f"labels of {task}" + (f", part {part}" if len(of_task) > 1 else ""): file
-        for task, of_task in files.items()
-        for part, file in enumerate(of_task, 1)
-    }
-    inputs |= {f"labeler of {task.task}": task.file for task in labelers}
-    return {task: usable(labels, first, task in several) for task, labels in read.items()}, inputs
+    return {task: usable(labels, first, task in several) for task, labels in read.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrctx.artifacts import new_artifact, read_manifest
+from ehrctx.artifacts import Source, new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes
@@ -22,7 +22,7 @@ from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, load_definitions, with_censored
 from ehrctx.tasks.history import FILE as HISTORY
 from ehrctx.tasks.history import HISTORY_SCHEMA, LABELS, history_of
-from ehrctx.tasks.imports import import_labels
+from ehrctx.tasks.imports import import_labels, label_sources
 from ehrctx.tasks.labelers import judge, labels_of, reasons_of
 from ehrctx.tasks.permutation import permuted
 
@@ -108,6 +108,27 @@ def make_labels(
     }
 
 
+def made_here(definitions: Sequence[Task], choices: Labels) -> list[Definition]:
+    """Those of `definitions` whose labels are made from events, not taken over."""
+    return [d for d in definitions if choices.given is None and not isinstance(d, Given | Femr)]
+
+
+def label_settings(definitions: Sequence[Task], choices: Labels, profile: dict[str, Any]) -> dict[str, Any]:
+    """What a folder of labels records of the choices that made it; `profile` as keys and values."""
+    settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
+    return settings | ({"profile": profile} if made_here(definitions, choices) else {})
+
+
+def label_inputs(
+    events: Source, definitions: Sequence[Task], choices: Labels, ontology: Path | None
+) -> dict[str, Source]:
+    """What a folder of labels is made from, by the name under which it records each."""
+    files: dict[str, Path] = label_sources(definitions, choices.given)
+    if ontology is not None and made_here(definitions, choices):
+        files |= {f"ontology {name}": file for name, file in athena_files(ontology).items()}
+    return {"events": events, **files}
+
+
 def write_labels(
     data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path, ontology: Path | None = None
 ) -> dict[str, Any]:
@@ -123,15 +144,11 @@ def write_labels(
     profile = load(DatasetProfile, find_profile(profile_file))
     definitions = read_definitions(tasks, choices)
     facts: dict[str, Any] = {}
-    settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
-    made, files = import_labels(dataset, definitions, choices.given)
-    inputs = {"events": data} | files
-    to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given | Femr)]
-    if to_make:
-        settings["profile"] = profile.model_dump()
+    made = import_labels(dataset, definitions, choices.given)
+    if to_make := made_here(definitions, choices):
         made |= make_labels(dataset, profile, to_make, ontology)
-        if ontology is not None:
-            inputs |= {f"ontology {name}": file for name, file in athena_files(ontology).items()}
+    settings = label_settings(definitions, choices, profile.model_dump())
+    inputs = label_inputs(dataset.source(), definitions, choices, ontology)
     histories = [pl.DataFrame(schema=HISTORY_SCHEMA)]
     with new_artifact(out, KIND, settings, inputs, facts) as folder:
         for definition in definitions:

@@ -214,7 +214,7 @@ def build_timelines(
     """
     source, spec = Source.open(data, profile, splits), spec_for(tokenizer, existing)
     facts: dict[str, Any] = {}
-    with new_timelines(data, source, splits, spec, existing, out, facts) as folder:
+    with new_timelines(source, splits, spec, existing, out, facts) as folder:
         counted, encoded = folder / ".counted", folder / ".encoded"
         counted.mkdir()
         encoded.mkdir()
@@ -230,7 +230,6 @@ def build_timelines(
 
 @contextmanager
 def new_timelines(
-    data: Path,
     source: Source,
     splits: Path,
     spec: TokenizerSpec,
@@ -240,7 +239,7 @@ def new_timelines(
 ) -> Iterator[Path]:
     """A folder for the store, with its provenance."""
     choices: dict[str, Any] = {"tokenizer": spec.model_dump(), "profile": source.profile.model_dump()}
-    inputs = {"events": data, "splits": splits}
+    inputs = {"events": source.dataset.source(), "splits": splits}
     if existing is not None:
         choices["existing"] = {"adapts": existing.adapts, "extend": existing.extend}
         inputs["vocabulary"] = existing.folder

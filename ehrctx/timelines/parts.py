@@ -108,7 +108,7 @@ def gather_parts(
     source = Source.open(data, profile, splits)
     vocabulary, spec, existing, about = _read_fitted(fitted)
     facts: dict[str, Any] = {}
-    with new_timelines(data, source, splits, spec, existing, out, facts) as folder:
+    with new_timelines(source, splits, spec, existing, out, facts) as folder:
         pieces = {name: part / name for part in encoded for name in read_manifest(part, ENCODED)["facts"]["pieces"]}
         coverage = total_coverage([pl.read_parquet(part / "coverage.parquet") for part in encoded])
         finish(source, vocabulary, existing, coverage, [pieces[name] for name in sorted(pieces)], folder, facts)

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 from ehrctx.configuration import read_yaml, validate
-from ehrctx.controls.arms import LEVELS, PROGRESSION, Controls
+from ehrctx.artifacts import try_lock
+from ehrctx.controls.arms import Controls, compared
 from ehrctx.errors import InputError
+from ehrctx.provenance import LOCK, needed_for, results_of
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -32,13 +34,14 @@ for arm, STUDY in STUDIES.items():
 
     use rule * from ARM exclude all as ARM*
 
-    FOLDER = f"results/{STUDY.name}"
-    if arm in LEVELS:
-        COMPARED.append(f"{FOLDER}/robustness/properties")
-    elif arm in PROGRESSION:
-        COMPARED += [f"{FOLDER}/robustness/perplexity/{model}" for model in STUDY.models]
-    else:
-        COMPARED += [f"{FOLDER}/probes/{model}" for model in (*STUDY.models, "counts")]
+    # with all that it is made from: an intermediate result that is missing is made again
+    COMPARED += map(str, needed_for(STUDY, compared(arm, STUDY, results_of(STUDY))))
+
+
+onstart:
+    globals()["HELD"] = [try_lock(results_of(study) / LOCK) for study in STUDIES.values()]
+    if None in HELD:
+        raise WorkflowError(f"another run of the controls {CONTROLS.name!r} is going on. Wait for it, or stop it.")
 
 
 rule controls:

@@ -5,11 +5,11 @@ if STUDY.simulate:
         input:
             preset=PRESET,
         output:
-            directory(f"{RESULTS}/events/meds"),
+            directory(MADE_EVENTS),
         params:
             subjects=STUDY.simulate.subjects,
             seed=STUDY.simulate.seed,
-            parameters=json.dumps(STUDY.simulate.parameters, sort_keys=True),
+            parameters=lambda _: json.dumps(STUDY.simulate.parameters, sort_keys=True),
         priority: EARLY
         threads: workflow.cores
         shell:
@@ -23,38 +23,42 @@ if STUDY.source:
     rule import_source:
         input:
             SOURCE,
+            study=WHOLE_STUDY,
         output:
-            directory(f"{RESULTS}/events/meds"),
+            directory(MADE_EVENTS),
         params:
             format=STUDY.source.format,
-            folder=STUDY.source.folder,
-            options=STUDY.import_options(),
+            folder=literal(STUDY.source.folder),
+            options=lambda _: STUDY.import_options(),
         priority: EARLY
         shell:
-            "ehrctx import {params.format} {params.folder:q} {params.options} --out {output}"
+            "ehrctx import {params.format} {params.folder:q} {params.options} --out {output} --study {input.study}"
 
 
 rule check:
     input:
         EVENTS,
+        profile=PROFILE,
+        study=WHOLE_STUDY,
     output:
         f"{RESULTS}/events/summary.json",
     params:
         data=DATA,
     priority: EARLY
     shell:
-        "ehrctx check {params.data:q} --out {output}"
+        "ehrctx check {params.data:q} --profile {input.profile:q} --out {output} --study {input.study}"
 
 
 rule split:
     input:
         EVENTS,
         rules.check.output,
+        study=WHOLE_STUDY,
     output:
         SPLITS,
     params:
         data=DATA,
-        splits=STUDY.section("splits"),
+        splits=lambda _: STUDY.section("splits"),
     priority: EARLY
     shell:
-        "ehrctx split {params.data:q} --splits {params.splits:q} --out {output}"
+        "ehrctx split {params.data:q} --splits {params.splits:q} --out {output} --study {input.study}"

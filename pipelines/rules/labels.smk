@@ -6,15 +6,16 @@ rule label:
         GIVEN,
         ONTOLOGY,
         profile=PROFILE,
+        study=WHOLE_STUDY,
     output:
         directory(f"{RESULTS}/labels"),
     params:
         data=DATA,
-        tasks=[f"--task {quote(task)}" for task in STUDY.tasks],
+        tasks=lambda _: [f"--task {quote(task)}" for task in STUDY.tasks],
         # a changed definition re-labels; a function, since braces are no wildcards here
         definitions=lambda _: [task.model_dump_json() for task in TASKS],
-        settings=STUDY.section("labels"),
-        ontology=f"--ontology {quote(STUDY.ontology)}" if STUDY.ontology else "",
+        settings=lambda _: STUDY.section("labels"),
+        ontology=lambda _: f"--ontology {quote(STUDY.ontology)}" if STUDY.ontology else "",
     shell:
         "ehrctx label {params.data:q} {params.tasks} --profile {input.profile:q} --settings {params.settings:q} "
-        "{params.ontology} --out {output}"
+        "{params.ontology} --out {output} --study {input.study}"

@@ -13,6 +13,7 @@ rule pretrain:
     input:
         rules.tracking_store.output,
         timelines=TIMELINES,
+        study=WHOLE_STUDY,
         # another model of the study is trained first
         start=lambda wildcards: STUDY.start_of(wildcards.model, f"{RESULTS}/models") or [],
     output:
@@ -32,7 +33,7 @@ rule pretrain:
         # a changed resource re-runs nothing, and what is here changes nothing that is learned
         running=lambda wildcards, threads: STUDY.running(threads),
     shell:
-        "ehrctx pretrain --timelines {input.timelines} --model {wildcards.model} --out {output} "
+        "ehrctx pretrain --timelines {input.timelines:q} --study {input.study} --model {wildcards.model} --out {output} "
         "--checkpoints {params.checkpoints} --settings {params.settings:q} {params.start} "
         "--running {resources.running:q} "
         "--tracking {params.store} --experiment {params.experiment}"

@@ -3,7 +3,6 @@ SCORED = [
     "scores", "differences", "wins", "few_shot", "calibration", "reliability", "net_benefit", "subgroups", "labels",
     "models", "curves",
 ]
-TABLES = [*SCORED, "strata", "perplexity"]
 NOTEBOOKS = ["overview", "copy_forwarding", "irregular_intervals", "disease_progression"]
 
 
@@ -15,20 +14,21 @@ rule score:
         labels=rules.label.output,
         groups=rules.groups.output,
         splits=SPLITS,
+        study=WHOLE_STUDY,
     output:
         expand(f"{RESULTS}/report/{{table}}.csv", table=SCORED),
         f"{RESULTS}/report/provenance.json",
     params:
         folder=f"{RESULTS}/report",
-        settings=STUDY.section("statistics"),
-        privacy=STUDY.section("privacy"),
+        settings=lambda _: STUDY.section("statistics"),
+        privacy=lambda _: STUDY.section("privacy"),
         store=TRACKING,
         experiment=STUDY.name,
         predictions=lambda _, input: [f"--predictions {p}" for p in input.predictions],
         models=lambda _, input: [f"--model {m}" for m in input.models],
     shell:
         "ehrctx score {params.predictions} {params.models} --labels {input.labels} --groups {input.groups} "
-        "--splits {input.splits} "
+        "--splits {input.splits} --study {input.study} "
         "--settings {params.settings:q} --privacy {params.privacy:q} --out {params.folder} "
         "--tracking {params.store} --experiment {params.experiment}"
 
@@ -39,14 +39,16 @@ rule report:
         rules.robustness.output,
         timelines=TIMELINES,
         summary=rules.check.output,
+        study=WHOLE_STUDY,
     output:
         f"{RESULTS}/report/index.html",
+        f"{RESULTS}/report/page.json",
     params:
         folder=f"{RESULTS}/report",
-        study=lambda _: STUDY.model_dump_json(),
+        study=lambda _: STUDY.model_dump_json(),  # the page shows the whole study
     shell:
-        "ehrctx report --tables {params.folder} --timelines {input.timelines} "
-        "--summary {input.summary} --study {params.study:q} --out {output}"
+        "ehrctx report --tables {params.folder} --timelines {input.timelines:q} "
+        "--summary {input.summary} --study {input.study} --out {output[0]}"
 
 
 rule notebook:

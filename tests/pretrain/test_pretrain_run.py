@@ -358,6 +358,7 @@ def test_a_checkpoint_of_which_nobody_says_whose_it_is_is_moved_aside(small_time
 def test_sigterm_saves_a_checkpoint_and_is_no_success(uninterrupted, small_timelines, tmp_path):
     """As a scheduler ends a job: Lightning would end the process with 0, and nothing written."""
     out, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
+    rarely_saved = PLAN.model_copy(update={"checkpoint_seconds": 3_600.0}).model_dump_json()
     script = f"""
         import os, signal
         from pathlib import Path
@@ -370,7 +371,7 @@ def test_sigterm_saves_a_checkpoint_and_is_no_success(uninterrupted, small_timel
                 if module.progress["steps"] == 3:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-        plan = Pretraining.model_validate_json({PLAN.model_copy(update={"checkpoint_seconds": 3600}).model_dump_json()!r})
+        plan = Pretraining.model_validate_json({rarely_saved!r})
         paths = [Path(p) for p in {[str(out), str(checkpoints)]!r}]
         pretrain(Path({str(small_timelines)!r}), "gpt-tiny-32", plan, *paths, callbacks=[Ask()])
     """

@@ -22,7 +22,7 @@ from ehrctx.events.meds import BIRTH, SPLITS
 from ehrctx.events.omop.columns import integers, texts
 from ehrctx.events.omop.concepts import describe, read_concepts
 from ehrctx.events.omop.people import TRAIT_COLUMNS, read_people
-from ehrctx.events.omop.read import Table, batches, find_tables
+from ehrctx.events.omop.read import Table, batches, find_tables, table_inputs
 from ehrctx.events.omop.rows import (
     DEATH,
     END,
@@ -136,10 +136,9 @@ def import_omop(folder: Path, out: Path, options: OmopOptions, splits: HashSplit
     if not any(True for _ in _present(tables)):
         names = ", ".join(events.name for events in EVENT_TABLES)
         raise InputError(f"{folder} has no table with events. Export those that there are of {names}.")
-    files = {f"{name}/{file.name}": file for name, table in tables.items() for file in table.files}
     facts: dict[str, Any] = {}
     settings = {"format": "omop", **options.model_dump(), "splits": splits.model_dump()}
-    with new_artifact(out, "events", settings, files, facts) as made:
+    with new_artifact(out, "events", settings, table_inputs(tables), facts) as made:
         n_rows, concept_ids = _survey(tables)
         concepts = read_concepts(tables[CONCEPT], concept_ids)
         importer = Importer(read_people(tables[PERSON]), concepts, options.codes, options.before_birth, Used())

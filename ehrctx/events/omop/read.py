@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from ehrctx.artifacts import Source
 from ehrctx.errors import InputError
 from ehrctx.events.omop.tables import REQUIRED, TABLES
 
@@ -93,6 +94,11 @@ def find_tables(folder: Path) -> dict[str, Table]:
             forms = f"{name}.csv, {name}.parquet or a folder {name}/"
             raise InputError(f"{folder} has no table {name.upper()} ({forms}). {remedy}")
     return found
+
+
+def table_inputs(tables: Mapping[str, Table]) -> dict[str, Source]:
+    """All files of `tables`, by the name under which the imported events record each."""
+    return {f"{name}/{file.name}": file for name, table in tables.items() for file in table.files}
 
 
 def _open_text(file: Path) -> TextIO:
