@@ -37,6 +37,7 @@ else:
             rules.label.output,
             rules.groups.output,
             rules.properties.output,
+            expand(rules.pretrain.output, model=STUDY.models),
             expand(rules.perplexity.output, model=STUDY.models),
             expand(rules.embed.output, model=STUDY.models),
             PREDICTIONS,

@@ -105,9 +105,13 @@ def score(
     study: StudyFile = None,
 ) -> None:
     """Score all models on held-out subjects, with paired intervals. Settings: the study's `statistics`."""
+    import polars as pl
+
     from ehrctx.configuration import settings as parse
+    from ehrctx.probe.predict import COUNTS
     from ehrctx.probe.tables import write_scores
     from ehrctx.study import Privacy, Statistics
+    from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
 
     chosen = parse(Statistics, settings), parse(Privacy, privacy, "--privacy")
     check_inputs(read_study(study), *predictions, *model, labels, groups, splits)
@@ -116,4 +120,6 @@ def score(
         from ehrctx.report.tracking import log_scores
 
         log_scores(tracking, experiment, table)
-    typer.echo(f"{table['task'].n_unique()} tasks, {table['model'].n_unique()} models: {out}/scores.csv")
+    tasks = table.filter(~pl.col("task").is_in([MACRO, MACRO_MANY_POSITIVES]))["task"].n_unique()
+    models = table.filter(pl.col("model") != COUNTS)["model"].n_unique()
+    typer.echo(f"{tasks} tasks, {models} models and the heads on counts: {out}/scores.csv")

@@ -1,6 +1,7 @@
 """MLflow: one SQLite store, one experiment per study, one run per model, updated and not duplicated on a re-run.
 
-Only aggregates are logged: settings, losses, speeds, scores.
+Only aggregates are logged: settings, losses, speeds, scores. What people do on MLflow's page never ends a training: an
+experiment that was deleted there is restored, and a run that is deleted while it is logged is logged no further.
 """
 
 from __future__ import annotations
@@ -8,15 +9,22 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import LifecycleStage, Metric, Run
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from ehrctx.artifacts import fingerprint
+from ehrctx.errors import InputError
+from ehrctx.pretrain.trained import learned_settings
 from ehrctx.probe.predict import COUNTS as BASELINE
 from ehrctx.study import ModelId, Pretraining
 
@@ -34,8 +42,22 @@ def _client(store: Path) -> MlflowClient:
     return MlflowClient(tracking_uri=f"sqlite:///{store}")
 
 
+@contextmanager
+def _usable(store: Path) -> Iterator[None]:
+    """Raises InputError where MLflow cannot use its store: no database, of a newer MLflow, read-only, full."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"MLflow cannot use its store {store} ({reason}). Move it away, or give another place."
+        ) from None
+
+
 def initialise(store: Path, experiment: str) -> str:
     """Creates the store and the experiment where they are missing; returns the experiment's id.
+
+    An experiment that was deleted on MLflow's page is restored: its name stays taken, and no run can be added to it.
 
     To be done before any parallel job: several processes that open a fresh store at once crash in its migration. Those
     that come here at once, for several studies, take turns.
@@ -43,12 +65,28 @@ def initialise(store: Path, experiment: str) -> str:
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.with_name(f".{store.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        client = _client(store)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = str((store.parent / "mlflow-artifacts").resolve())
-        return client.create_experiment(experiment, artifact_location=artifacts)
+        with _usable(store):
+            client = _client(store)
+            known = client.get_experiment_by_name(experiment)
+            if known is None:
+                artifacts = str((store.parent / "mlflow-artifacts").resolve())
+                return client.create_experiment(experiment, artifact_location=artifacts)
+            if known.lifecycle_stage == LifecycleStage.DELETED:
+                _restore(client, known.experiment_id)
+                print(f"The experiment {experiment!r} was deleted in {store}; it is restored.", file=sys.stderr)
+            return str(known.experiment_id)
+
+
+def _restore(client: MlflowClient, experiment_id: str) -> None:
+    """Restores an experiment. MLflow brings back replaced runs, too: the newest of each name stays."""
+    client.restore_experiment(experiment_id)
+    newest: set[str] = set()
+    for run in client.search_runs([experiment_id], order_by=["start_time DESC"]):
+        name = run.data.tags.get(MODEL_TAG)
+        if name in newest:
+            client.delete_run(run.info.run_id)
+        elif name is not None:
+            newest.add(name)
 
 
 def _find_run(client: MlflowClient, experiment: str, model: str) -> Run | None:
@@ -85,13 +123,38 @@ def training_logger(
     """
     from lightning.pytorch.loggers import MLFlowLogger  # imports torch, which scoring does without
 
+    class Tracker(MLFlowLogger):
+        """Ends with the first entry that MLflow refuses, and says so; the training goes on."""
+
+        ended = False
+
+        def _log(self, call: Callable[..., None], *words: Any) -> None:
+            if self.ended:
+                return
+            try:
+                call(*words)
+            except (MlflowException, SQLAlchemyError) as error:
+                self.ended = True
+                reason = str(error).splitlines()[0].rstrip(".")
+                print(
+                    f"warning: MLflow no longer takes what {model} logs ({reason}). The training goes on untracked.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            self._log(super().log_metrics, metrics, step)
+
+        def finalize(self, status: str = "success") -> None:
+            self._log(super().finalize, status)
+
     initialise(store, experiment)
     begun = {"start": fingerprint(start)} if start is not None and start.is_dir() else {}
-    unlearned = {*settings.without_effect(ModelId.parse(model)), "accelerator"}
-    learned = settings.model_dump(mode="json", exclude=unlearned)
+    learned = learned_settings(settings, ModelId.parse(model))
     run_id = run_of(store, experiment, model, json.dumps(learned | begun, sort_keys=True))
-    logger = MLFlowLogger(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
-    logger.log_hyperparams({"model": model, **learned, **begun})
+    logger = Tracker(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)
+    with _usable(store):
+        logger.log_hyperparams({"model": model, **learned, **begun})
     return logger
 
 
@@ -100,9 +163,12 @@ def log_scores(store: Path, experiment: str, scores: pl.DataFrame) -> None:
 
     Each head of the count baseline has a run of its own, `counts (lightgbm)`.
     """
-    client = _client(store)
     initialise(store, experiment)
-    scores = scores.filter(k="all")
+    with _usable(store):
+        _log_scores(_client(store), store, experiment, scores.filter(k="all"))
+
+
+def _log_scores(client: MlflowClient, store: Path, experiment: str, scores: pl.DataFrame) -> None:
     now = int(time.time() * 1000)
     for (model, head), rows in scores.group_by(["model", "head"], maintain_order=True):
         name = f"{model} ({head})" if model == BASELINE else str(model)

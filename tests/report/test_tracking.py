@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from planted import HEADS, NAN, score
 
+from ehrctx.errors import InputError
 from ehrctx.report.tracking import initialise, log_scores, run_of, training_logger
 from ehrctx.study import Pretraining
 
@@ -127,3 +128,48 @@ def test_an_undefined_limit_is_left_out(store):
     log_scores(store, "undefined", table)
     for _, _, metrics in runs_of(store, "undefined").values():
         assert sorted(metrics) == sorted(f"{s}/{t}" for s in ("auroc", "auprc", "brier") for t in ("macro", "stay"))
+
+
+def test_an_experiment_deleted_on_the_page_is_restored_with_its_runs(tmp_path, capsys):
+    store = tmp_path / "mlflow.db"
+    client = MlflowClient(tracking_uri=f"sqlite:///{store}")
+    number = initialise(store, "study")
+    run = run_of(store, "study", "gpt-tiny-64", "a")
+    client.delete_experiment(number)
+    assert initialise(store, "study") == number
+    assert "The experiment 'study' was deleted" in capsys.readouterr().err
+    assert run_of(store, "study", "gpt-tiny-64", "a") == run
+    client.delete_experiment(number)
+    logger = training_logger(store, "study", "gpt-tiny-64", Pretraining())
+    logger.log_metrics({"train_loss": 1.0}, 1)
+    assert runs_of(store, "study")["gpt-tiny-64"][2]["train_loss"] == 1.0
+    client.delete_experiment(number)
+    log_scores(store, "study", scores())
+    assert sorted(runs_of(store, "study")) == RUNS
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_a_run_deleted_while_it_is_logged_ends_no_training(tmp_path, capsys, what):
+    store = tmp_path / "mlflow.db"
+    logger = training_logger(store, "study", "gpt-tiny-64", Pretraining())
+    client = MlflowClient(tracking_uri=f"sqlite:///{store}")
+    if what == "run":
+        client.delete_run(logger.run_id)
+    else:
+        client.delete_experiment(initialise(store, "study"))
+    for step in range(3):
+        logger.log_metrics({"train_loss": 1.0}, step)
+    logger.finalize("success")
+    said = capsys.readouterr().err
+    assert said.count("warning: MLflow no longer takes what gpt-tiny-64 logs") == 1
+    assert "The training goes on untracked." in said
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database, but a text that somebody put there", b"SQLite format 3\0" + bytes(500)]
+)
+def test_a_store_that_is_none_is_an_input_error(tmp_path, content):
+    store = tmp_path / "mlflow.db"
+    store.write_bytes(content)
+    with pytest.raises(InputError, match=r"MLflow cannot use its store .*mlflow\.db \(.*\)\. Move it away"):
+        initialise(store, "study")
