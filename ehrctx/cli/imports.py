@@ -9,6 +9,10 @@ import typer
 
 from ehrctx.cli.verbs import Out, app, print_facts
 
+ImplausibleTime = Annotated[
+    str, typer.Option(help="of events before the year 1700 or after 2499, births aside: refuse or drop")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="list the files that are ignored, and why")]
 Splits = Annotated[str, typer.Option(help="the study key as YAML text: '{hash: [.7, .15, .15], seed: 0}'")]
 
 imports = typer.Typer(no_args_is_help=True, help="Turn a data set of another format into MEDS.")
@@ -23,15 +27,18 @@ def omop(
     before_birth: Annotated[
         str, typer.Option(help="of events more than 30 days before birth: refuse or drop")
     ] = "refuse",
+    implausible_time: ImplausibleTime = "refuse",
     splits: Splits = "{hash: [.7, .15, .15]}",
+    verbose: Verbose = False,
 ) -> None:
     """Turn an OMOP CDM 5.3 or 5.4 into MEDS, and print what was counted."""
     from ehrctx.configuration import settings, validate
     from ehrctx.events.omop.convert import import_omop
     from ehrctx.study import HashSplits, OmopOptions
 
-    options = validate(OmopOptions, {"codes": codes, "before_birth": before_birth}, "ehrctx import omop")
-    print_facts(import_omop(folder, out, options, settings(HashSplits, splits, "--splits")))
+    chosen = {"codes": codes, "before_birth": before_birth, "implausible_time": implausible_time}
+    options = validate(OmopOptions, chosen, "ehrctx import omop")
+    print_facts(import_omop(folder, out, options, settings(HashSplits, splits, "--splits"), verbose))
 
 
 @imports.command()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ehrctx.events.omop.columns import integers, texts
-from ehrctx.events.omop.read import Batch, Table, batches
+from ehrctx.events.batches import Batch
+from ehrctx.events.columns import integers, texts
+from ehrctx.events.limits import usable_codes
+from ehrctx.events.omop.read import Table, batches
 from ehrctx.events.omop.tables import ANCESTOR, CONCEPT, RELATIONSHIP
 
 CONCEPT_COLUMNS = ("concept_id", "concept_name", "vocabulary_id", "concept_code")
@@ -61,7 +63,7 @@ def read_concepts(table: Table, wanted: np.ndarray) -> Concepts:
     for batch in batches(table, CONCEPT_COLUMNS):
         chosen = _with_ids(batch, "concept_id", index)
         name, vocabulary, bare = (texts(chosen, column) for column in CONCEPT_COLUMNS[1:])
-        code = vocabulary + "/" + bare
+        code, _ = usable_codes(vocabulary + "/" + bare)
         parts.append(pl.DataFrame({"id": integers(chosen, "concept_id"), "code": code, "bare": bare, "name": name}))
     schema = {"id": pl.Int64, "code": pl.String, "bare": pl.String, "name": pl.String}
     found = pl.concat([pl.DataFrame(schema=schema), *parts]).drop_nulls(["id", "code"])
