@@ -48,11 +48,16 @@ def ehrshot(
     concepts: Annotated[
         Path | None, typer.Option(help="folder of an OMOP vocabulary from Athena, which describes the codes")
     ] = None,
+    implausible_time: ImplausibleTime = "refuse",
+    verbose: Verbose = False,
 ) -> None:
     """Turn EHRSHOT's CSV release into MEDS, with its own splits, labels and few-shot draws."""
+    from ehrctx.configuration import validate
+    from ehrctx.study import ImportOptions
     from ehrctx.tasks.ehrshot import import_ehrshot
 
-    print_facts(import_ehrshot(folder, out, concepts))
+    options = validate(ImportOptions, {"implausible_time": implausible_time}, "ehrctx import ehrshot")
+    print_facts(import_ehrshot(folder, out, concepts, options.implausible_time, verbose))
 
 
 @imports.command()
@@ -62,8 +67,13 @@ def femr(
     environment: Annotated[
         Path, typer.Option(help="where what reads an extract of femr 0.1 is installed; made if it is not there")
     ] = Path("results/environments/femr01"),
+    implausible_time: ImplausibleTime = "refuse",
+    verbose: Verbose = False,
 ) -> None:
     """Turn what femr keeps into MEDS: a database of femr 0.2, or an extract of femr 0.1."""
+    from ehrctx.configuration import validate
     from ehrctx.events.femr import import_femr
+    from ehrctx.study import ImportOptions
 
-    print_facts(import_femr(folder, out, environment))
+    options = validate(ImportOptions, {"implausible_time": implausible_time}, "ehrctx import femr")
+    print_facts(import_femr(folder, out, environment, options.implausible_time, verbose))
