@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ehrctx.cli.imports import Verbose
 from ehrctx.cli.verbs import Data, Profile, Settings, app, print_facts
 from ehrctx.errors import InputError
 
@@ -23,6 +24,7 @@ def label(
         int | None,
         typer.Option(metavar="SUBJECT", help="print why this subject has its labels, from its record; write nothing"),
     ] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write one label file per task, in the MEDS label schema. Settings: the study's `labels`."""
     from ehrctx.configuration import settings as parse
@@ -38,4 +40,4 @@ def label(
     elif out is not None:
         from ehrctx.tasks.label_sets import write_labels
 
-        print_facts(write_labels(data, profile, task, chosen, out, ontology))
+        print_facts(write_labels(data, profile, task, chosen, out, ontology, verbose))

@@ -89,7 +89,9 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     if not head:
         raise InputError(f"{file} is empty. Write it again, or remove it.")
     if head != PARQUET:
-        raise InputError(f"{file} is not parquet by its content. Give it the suffix of what it is.")
+        raise InputError(
+            f"{file} is not a readable parquet file: its content is none. Give it the suffix of what it is."
+        )
     return pq.ParquetFile(file, coerce_int96_timestamp_unit="us")
 
 

@@ -367,7 +367,10 @@ def test_a_column_of_lists_that_is_needed_is_refused(cdm, rows_of):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"", r"death\.parquet is empty"), (b"a,b\n1,2\n", r"death\.parquet is not parquet by its content")],
+    [
+        (b"", r"death\.parquet is empty"),
+        (b"a,b\n1,2\n", r"death\.parquet is not a readable parquet file: its content is none"),
+    ],
 )
 def test_parquet_that_is_none(cdm, rows_of, content, sentence):
     (cdm / "death.csv").unlink()

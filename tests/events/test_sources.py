@@ -50,7 +50,7 @@ WRONG = {
         "concepts": "y",
     },
     "`source`: expected keys and values, as in {key: value}, found 'x'": "x",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("said", WRONG)
