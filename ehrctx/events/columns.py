@@ -24,13 +24,10 @@ def _text(column: pl.Series) -> pl.Series:
     return stripped.set(stripped.is_in(MISSING), None)
 
 
-def _typed_text(column: pl.Series) -> pl.Series:
-    """Text of a number, an id or a time: null also where it is NA, NaN, None or the like, as R and pandas write it."""
-    text = _text(column)
-    if text.null_count() == len(text):
-        return text
-    is_missing = pl.select(is_missing_unit(pl.lit(text)) | pl.lit(text).str.to_lowercase().eq("nat").fill_null(True))
-    return text.set(is_missing.to_series(), None)
+def _stated(text: pl.Series) -> pl.Series:
+    """Texts that are no number, id or time: null where they say that there is none, as R's NA and pandas' NaT do."""
+    is_missing = is_missing_unit(pl.lit(text)) | (pl.lit(text).str.to_lowercase() == "nat").fill_null(True)
+    return text.set(pl.select(is_missing).to_series(), None)
 
 
 def texts(batch: Batch, column: str) -> pl.Series:
@@ -50,9 +47,11 @@ def numbers_or_texts(batch: Batch, column: str) -> pl.DataFrame:
         return pl.DataFrame({name: pl.Series([None] * batch.rows.height, dtype=t) for name, t in schema.items()})
     raw = batch.rows[column]
     is_text = not (raw.dtype.is_numeric() or raw.dtype == pl.Null)
-    raw = _typed_text(raw) if is_text else raw
+    raw = _text(raw) if is_text else raw
     number = raw.cast(pl.Float64, strict=False)
     other = raw.is_not_null() & number.is_null()
+    if other.any():
+        other &= _stated(raw.cast(pl.String).set(~other, None)).is_not_null()
     rows = pl.DataFrame({"number": number.fill_nan(None)}).with_columns(
         comparator=pl.lit(None, pl.String), text=pl.lit(None, pl.String)
     )
@@ -77,9 +76,10 @@ def integers(batch: Batch, column: str) -> pl.Series:
     elif raw.dtype.is_integer() or raw.dtype == pl.Null:
         whole = raw.cast(pl.Int64, strict=False)
     else:
-        raw = _typed_text(raw)
+        raw = _text(raw)
         whole = raw.cast(pl.Int64, strict=False)
         if (raw.is_not_null() & whole.is_null()).any():  # pandas writes a point where other rows are missing
+            raw = _stated(raw)
             whole = raw.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
     batch.refuse(raw.is_not_null() & whole.is_null(), f"{column} is not a whole number of 64 bits. Correct it.")
     return whole.alias(column)
@@ -107,14 +107,14 @@ def datetimes(batch: Batch, column: str) -> pl.Series:
         return raw.dt.replace_time_zone(None).cast(us)
     if raw.dtype in (pl.Date, pl.Null):
         return raw.cast(us)
-    text = _typed_text(raw)
+    text = _text(raw)
     time = _parsed(text)
-    rest = text.set(time.is_not_null(), None)
-    if rest.null_count() < len(rest):
+    if time.null_count() > text.null_count():
+        rest = _stated(text.set(time.is_not_null(), None))
         plain = rest.str.replace(ZONE, "$1").str.replace("(?i)t", " ")
         time = time.zip_with(rest.is_null(), _parsed(plain))
-    batch.refuse(
-        text.is_not_null() & time.is_null(),
-        f"{column} is not a date or a date-time. Write it as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.",
-    )
+        batch.refuse(
+            rest.is_not_null() & time.is_null(),
+            f"{column} is not a date or a date-time. Write it as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.",
+        )
     return time.alias(column)

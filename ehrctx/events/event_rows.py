@@ -25,6 +25,7 @@ ADMISSION, DISCHARGE = "Visit/IP", "Visit/IP//END"
 OURS = {DISCHARGE: "End of an inpatient visit"}  # descriptions of the codes that are added here
 EVENTS: dict[str, Any] = {**COLUMNS, "end": pl.Datetime("us")}
 IMPLAUSIBLE_START = "with a start before 1700 or after 2499"
+MADE_STATIC = "events at a birth before 1700, which lose their time"
 ALTERED_CODES = "codes that were too long or held control characters"
 BIRTHS = (BIRTH, "SNOMED/3950001")
 
@@ -80,7 +81,8 @@ class Counts:
 
 
 def implausible_starts(rows: pl.DataFrame) -> pl.Series:
-    """Which of the rows start at a placeholder; births, and what PERSON says with them, may lie centuries back."""
+    """Which of the rows start at a placeholder; births, and what PERSON says with them, may lie centuries back: where
+    sources shift the births of patients over 89."""
     is_birth = pl.col("code").is_in(BIRTHS) | (pl.col("omop_table") == "person").fill_null(False)
     return rows.select((is_implausible(pl.col("start")) & ~is_birth).fill_null(False)).to_series()
 
@@ -108,11 +110,14 @@ def to_events(rows: pl.DataFrame, counts: Counts, also: Sequence[str] = ()) -> p
     value = rows["number"].cast(pl.Float32)
     finite = value.is_finite()
     counts.adjust("values that are not finite", int((~finite).sum()))
+    # what is said at such a birth, the sex, say, is no event of its year
+    is_static = is_implausible(pl.col("start")) & ~pl.col("code").is_in(BIRTHS)
+    counts.adjust(MADE_STATIC, int(rows.select(is_static).to_series().sum()))
     counts.adjust("ends that are placeholders", int(rows.select(is_implausible(pl.col("end"))).to_series().sum()))
     return rows.select(
         *also,
         subject_id="patient_id",
-        time="start",
+        time=pl.when(~is_static).then("start"),
         code="code",
         numeric_value=pl.when(finite).then(value),
         text_value="text",

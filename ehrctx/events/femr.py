@@ -21,7 +21,7 @@ import pyarrow as pa
 from ehrctx.artifacts import new_artifact
 from ehrctx.errors import InputError
 from ehrctx.events import femr01
-from ehrctx.events.event_rows import ALTERED_CODES, BIRTHS, IMPLAUSIBLE_START, Counts
+from ehrctx.events.event_rows import ALTERED_CODES, BIRTHS, IMPLAUSIBLE_START, MADE_STATIC, Counts
 from ehrctx.events.limits import IMPLAUSIBLE, is_implausible, usable_codes
 from ehrctx.events.meds import CODES_FILE
 from ehrctx.events.writer import EVENTS_PER_SHARD
@@ -77,7 +77,13 @@ def _usable(events: pl.DataFrame, counts: Counts, implausible_time: str, source:
     for reason, broken in (("without a code", code.is_null()), (IMPLAUSIBLE_START, implausible & code.is_not_null())):
         if n := int(broken.sum()):
             counts.left_out[reason] += n
-    return events.with_columns(code).filter(~implausible & code.is_not_null())
+    usable = events.with_columns(code).filter(~implausible & code.is_not_null())
+    is_static = usable.select(is_implausible(pl.col("time")) & ~pl.col("code").is_in(BIRTHS)).to_series()
+    if not is_static.any():
+        return usable
+    counts.adjust(MADE_STATIC, int(is_static.sum()))
+    usable = usable.with_columns(usable["time"].set(is_static, None))
+    return usable.sort("subject_id", pl.col("time").is_not_null(), maintain_order=True)
 
 
 def _write_database(source: Path, folder: Path, implausible_time: str) -> dict[str, Any]:

@@ -17,11 +17,12 @@ SPLITS = HashSplits(hash=(0.5, 0.2, 0.3))
 def imported(tmp_path):
     """A function that imports tables; facts of its tables, and the events."""
 
-    def run(tables, **options):
+    def run(tables, checked=True, **options):
         folder = write_cdm(tmp_path / "cdm", tables)
         facts = import_omop(folder, tmp_path / "meds", OmopOptions(**options), SPLITS)
         events = pl.concat([pl.read_parquet(f) for f in (tmp_path / "meds" / "data").iterdir()])
-        assert check(open_dataset(tmp_path / "meds"))[1] == []
+        if checked:
+            assert check(open_dataset(tmp_path / "meds"))[1] == []
         return facts["tables"], events.sort("subject_id", maintain_order=True)
 
     return run
@@ -186,7 +187,7 @@ def test_the_years_between_are_times(imported, year):
     tables["person"][0] |= {"birth_datetime": "1650-03-04"}
     tables["visit_occurrence"][0] |= {"visit_start_datetime": "1690-01-01", "visit_end_date": f"{year}-12-31"}
     tables["visit_occurrence"][0] |= {"visit_end_datetime": None, "visit_start_datetime": "1700-01-01 08:00:00"}
-    _, events = imported(tables)
+    _, events = imported(tables, checked=False)  # no life is as long
     assert events.filter(pl.col("code") == "Visit/IP//END", visit_id=10)["time"].dt.year().to_list() == [year]
 
 
