@@ -26,6 +26,7 @@ BLOCK = 8 * 2**20  # bytes that make one frame
 SEPARATORS = ",\t;|"
 HEAD = 4096  # bytes by which content that is not text is known
 NAMES = 64  # bytes that hold names of columns alone
+TAIL = 2**16  # bytes that hold the last row
 GZIP = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
 # The first bytes of what is not text.
@@ -177,6 +178,21 @@ def csv_frames(file: Path, header: Header, columns: list[str], block: int) -> It
         if "straddling" in str(error):
             raise InputError(f"{file}: a row is longer than {block:,} bytes. Shorten its texts.") from None
         raise
+
+
+def refuse_cut_off(file: Path, header: Header) -> None:
+    """Raises InputError where the last row has fewer fields than the header, for readers that fill it up with nulls."""
+    if header.quoted or is_gzip(file):  # gzip notices itself where it is cut off
+        return
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - TAIL))
+        last_row = stream.read().rstrip(b"\r\n").rpartition(b"\n")[2]
+    width = last_row.count(header.separator.encode()) + 1
+    if width < len(header.names):
+        raise InputError(
+            f"{file}: its last row has {width} fields where the header has {len(header.names)}: it is cut off. Copy it "
+            f"again."
+        )
 
 
 def read_text(file: Path) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.csv_files import open_bytes, read_header, readable, refuse_broken_lines
+from ehrctx.events.csv_files import open_bytes, read_header, readable, refuse_broken_lines, refuse_cut_off
 from ehrctx.events.omop.concepts import describe
 from ehrctx.events.omop.read import ABOUT, Table
 from ehrctx.events.omop.tables import OTHER_TABLES
@@ -146,6 +146,7 @@ def _scan(file: Path) -> pl.LazyFrame:
     missing = [name for name in columns if name not in lower]
     if missing:
         raise InputError(f"{file}: the column {missing[0]!r} is missing. Give the file as Athena ships it.")
+    refuse_cut_off(file, header)
     names = {name: header.names[lower.index(name)] for name in columns}
     rows = pl.scan_csv(
         file,

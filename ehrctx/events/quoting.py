@@ -19,6 +19,7 @@ from ehrctx.errors import InputError
 BLOCK = 8 * 2**20
 LONGEST_FIELD = 64 * 2**20  # bytes; a quotation mark that so many do not close is not closed at all
 QUOTE, NEWLINE, RETURN = 34, 10, 13
+NEWLINES = np.array([NEWLINE], np.uint8)
 CLOSED = re.compile(rb'"[^"]*(?:""[^"]*)*"')
 OPEN = re.compile(rb'[^"]*(?:""[^"]*)*"?')
 LINE = re.compile(rb"[^\r\n][^\n]*")  # one that is not blank
@@ -38,14 +39,13 @@ class _Lines:
         self.spans_lines = False  # a line has another number of fields: only quotes can explain it
         self._rows = 0  # before the block
         self._watch_next = False
-        self._opening = re.compile(rb'(?m)(?:^|%b)"' % re.escape(separator))
+        self._field = re.compile(rb"[^%b\r\n]*" % re.escape(separator))
 
     def add(self, block: bytes) -> None:
         """Takes whole lines."""
         if self._watch_next:
             self._check_next(block, 0)
-        if self.separator + b'"' in block or b'\n"' in block or block.startswith(b'"'):
-            self._add_quotes(block)
+        self._add_quotes(block)
         self._rows += block.count(b"\n")
 
     def _check_width(self, line: bytes) -> None:
@@ -59,33 +59,30 @@ class _Lines:
             self._check_width(following.group())
 
     def _add_quotes(self, block: bytes) -> None:
+        values = np.frombuffer(block, np.uint8)
+        quotes = np.flatnonzero(values == QUOTE)
+        before = _padded(values)[quotes]
         end = -1
-        for match in self._opening.finditer(block):
-            if match.end() <= end:
-                continue
-            start = block.rfind(b"\n", 0, match.end() - 1) + 1
-            end = block.find(b"\n", match.end())
-            end = len(block) if end < 0 else end
-            line = block[start:end].rstrip(b"\r")
-            self._check_width(line)
-            if self._add_line(line, block, start):
+        for opening in quotes[(before == self.separator[0]) | (before == NEWLINE)].tolist():
+            if opening > end:  # in another line
+                start = block.rfind(b"\n", 0, opening) + 1
+                end = block.find(b"\n", opening)
+                end = len(block) if end < 0 else end
+                self._check_width(block[start:end])
+            if not self._add_field(self._field.match(block, opening).group(), block, opening):  # type: ignore[union-attr]
                 self._check_next(block, end + 1)
             if self.spans_lines:
                 return
 
-    def _add_line(self, line: bytes, block: bytes, start: int) -> bool:
-        """Counts the fields of a line; whether one is not closed."""
-        before = self.other
-        for field in line.split(self.separator):
-            if not field.startswith(b'"'):
-                continue
-            if CLOSED.fullmatch(field):
-                self.closed += 1
-                self.doubled += b'""' in field[1:-1]
-            else:
-                self.other += 1
-                self.first_other = self.first_other or self._rows + block.count(b"\n", 0, start) + 1
-        return self.other > before
+    def _add_field(self, field: bytes, block: bytes, opening: int) -> bool:
+        """Counts a field that begins with a quotation mark; whether it is closed by one."""
+        if CLOSED.fullmatch(field):
+            self.closed += 1
+            self.doubled += b'""' in field[1:-1]
+            return True
+        self.other += 1
+        self.first_other = self.first_other or self._rows + block.count(b"\n", 0, opening) + 1
+        return False
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
@@ -102,10 +99,15 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
+def _padded(block: np.ndarray) -> np.ndarray:
+    """The bytes with a line's end on both sides: `padded[i]` lies before `block[i]`, `padded[i + 2]` after it."""
+    return np.concatenate([NEWLINES, block, NEWLINES])
+
+
 def _is_closed(block: np.ndarray, quotes: np.ndarray, separator: int) -> bool:
     """Whether every other quotation mark opens a field, and the one after it closes it; vectorized."""
     opening, closing = quotes[::2], quotes[1::2]
-    padded = np.concatenate([[NEWLINE], block, [NEWLINE]])  # padded[i] lies before block[i], padded[i + 2] after it
+    padded = _padded(block)
     before, after = padded[opening], padded[closing + 2]
     opens = (before == separator) | (before == NEWLINE) | (before == QUOTE)
     closes = (after == separator) | (after == NEWLINE) | (after == RETURN) | (after == QUOTE)

@@ -156,7 +156,14 @@ def test_files_that_are_not_as_athena_ships_them(athena, tmp_path, name):
         (b"", f"{folder / name} is empty"),
         (text.replace("concept_", "c_").encode(), rf"{name}: the column '\w+' is missing\. Give the file as Athena"),
         (text.encode("utf-16"), f"{name} is not UTF-8 text, it looks like UTF-16"),
-        (text.encode() + b"1\xff\t2\n", rf"{name}, row {text.count(chr(10))}: this row is not UTF-8 text"),
+        (
+            text.encode() + b"1\xff" + b"\t2" * text.split("\n")[0].count("\t") + b"\n",
+            rf"{name}, row {text.count(chr(10))}: this row is not UTF-8 text",
+        ),
+        (
+            text.encode().rstrip(b"\n").rpartition(b"\t")[0],
+            rf"{name}: its last row has \d fields where the header has \d",
+        ),
         (gzip.compress(text.encode() * 50)[:-30], rf"{name} is not a readable CSV file: it is damaged or cut off"),
     ):
         (folder / name).write_bytes(changed)
