@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ehrctx.errors import InputError
 
@@ -92,6 +93,11 @@ class Inventory:
         names = ", ".join(file.relative_to(self.folder).as_posix() for file in self.unknown[:NAMED])
         more = f" and {len(self.unknown) - NAMED:,} more" if len(self.unknown) > NAMED else ""
         return f"{self.folder}: not read: {names}{more}. {remedy}"
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest keeps: how many files are read and ignored, and the names of those that are not known."""
+        names = [file.relative_to(self.folder).as_posix() for file in self.unknown]
+        return {"read": len(self.read), "ignored": len(self.ignored), "not_read": names}
 
     def ignored_lines(self) -> list[str]:
         """A line for each ignored file, with the rule: what `--verbose` lists."""

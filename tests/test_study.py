@@ -230,7 +230,7 @@ def test_a_source_is_imported_first(refused):
     imported = MINIMAL | {"simulate": None, "source": {"format": "omop", "folder": "cdm", "codes": "source"}}
     study = Study.model_validate(imported)
     assert (study.source.format, study.source.folder) == ("omop", "cdm")
-    assert study.import_options() == "--codes source --before-birth refuse"
+    assert study.import_options() == "--implausible-time refuse --codes source --before-birth refuse"
     assert Study.model_validate(MINIMAL).import_options() == ""
     assert "one of `data` (a MEDS folder), `simulate` and `source`" in refused(
         simulate={}, source={"format": "omop", "folder": "cdm"}

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ehrctx.cli.imports import Verbose
 from ehrctx.cli.verbs import Data, Profile, Settings, StudyFile, app, print_facts, privacy_of, read_study
 from ehrctx.errors import InputError
 
@@ -24,6 +25,7 @@ def label(
         typer.Option(metavar="SUBJECT", help="print why this subject has its labels, from its record; write nothing"),
     ] = None,
     study: StudyFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write one label file per task, in the MEDS label schema. Settings: the study's `labels`."""
     from ehrctx.configuration import settings as parse
@@ -40,4 +42,4 @@ def label(
         from ehrctx.tasks.label_sets import write_labels
 
         privacy = privacy_of(read_study(study))
-        print_facts(write_labels(data, profile, task, chosen, out, ontology), privacy)
+        print_facts(write_labels(data, profile, task, chosen, out, ontology, verbose), privacy)

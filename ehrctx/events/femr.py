@@ -21,11 +21,15 @@ import pyarrow as pa
 from ehrctx.artifacts import new_artifact
 from ehrctx.errors import InputError
 from ehrctx.events import femr01
+from ehrctx.events.event_rows import ALTERED_CODES, BIRTHS, IMPLAUSIBLE_START, MADE_STATIC, Counts
+from ehrctx.events.limits import IMPLAUSIBLE, is_implausible, usable_codes
 from ehrctx.events.meds import CODES_FILE
 from ehrctx.events.writer import EVENTS_PER_SHARD
+from ehrctx.inventory import Inventory, files_below, tell_inventory
 
 FIRST = ("time", "code", "numeric_value", "text_value")
 VERSION_FILE = "meds_reader.version"
+PROPERTY_FILES = ("data", "dictionary", "zdict")
 
 
 def _require_meds_reader() -> None:
@@ -61,7 +65,28 @@ def _frames(database: Any) -> Iterator[pl.DataFrame]:
         yield frame()
 
 
-def _write_database(source: Path, folder: Path) -> dict[str, Any]:
+def _usable(events: pl.DataFrame, counts: Counts, implausible_time: str, source: Path) -> pl.DataFrame:
+    """The events that MEDS can hold; what is left out or altered is counted. Subjects are whole."""
+    code, is_altered = usable_codes(events["code"])
+    birth = pl.col("time").filter(pl.col("code").is_in(BIRTHS)).min().over("subject_id")
+    is_birth = (pl.col("time") == birth).fill_null(False)
+    implausible = events.select(is_implausible(pl.col("time")) & ~is_birth).to_series()
+    if implausible_time == "refuse" and implausible.any():
+        raise InputError(f"{source} holds an event whose time {IMPLAUSIBLE}")
+    counts.adjust(ALTERED_CODES, int((is_altered & ~implausible).sum()))
+    for reason, broken in (("without a code", code.is_null()), (IMPLAUSIBLE_START, implausible & code.is_not_null())):
+        if n := int(broken.sum()):
+            counts.left_out[reason] += n
+    usable = events.with_columns(code).filter(~implausible & code.is_not_null())
+    is_static = usable.select(is_implausible(pl.col("time")) & ~pl.col("code").is_in(BIRTHS)).to_series()
+    if not is_static.any():
+        return usable
+    counts.adjust(MADE_STATIC, int(is_static.sum()))
+    usable = usable.with_columns(usable["time"].set(is_static, None))
+    return usable.sort("subject_id", pl.col("time").is_not_null(), maintain_order=True)
+
+
+def _write_database(source: Path, folder: Path, implausible_time: str) -> dict[str, Any]:
     """Writes `data/` and `metadata/` of a meds_reader database to `folder`."""
     _require_meds_reader()
     from meds_reader import SubjectDatabase
@@ -69,10 +94,13 @@ def _write_database(source: Path, folder: Path) -> dict[str, Any]:
     database = SubjectDatabase(str(source), num_threads=1)
     (folder / "data").mkdir()
     codes: set[str] = set()
-    n_events = 0
-    for index, events in enumerate(_frames(database)):
+    counts = Counts()
+    n_rows = n_events = 0
+    for index, rows in enumerate(_frames(database)):
+        events = _usable(rows, counts, implausible_time, source)
         events.write_parquet(folder / "data" / f"{index:04d}.parquet")
         codes.update(events["code"].unique())
+        n_rows += rows.height
         n_events += events.height
     if not n_events:
         raise InputError(f"{source} holds no events. Convert the data set again.")
@@ -86,41 +114,69 @@ def _write_database(source: Path, folder: Path) -> dict[str, Any]:
         ).write_parquet(folder / CODES_FILE)
     return {
         "subjects": len(database),
+        "rows": n_rows,
         "events": n_events,
+        **counts.facts(),
         "codes": len(codes),
         "columns": sorted(database.properties),
         "metadata": sorted(path.name for path in (folder / "metadata").iterdir()),
     }
 
 
-def database_files(folder: Path) -> list[Path]:
-    """The files of a meds_reader database or of an extract of femr 0.1. Raises InputError where `folder` is neither."""
+def femr_inventory(folder: Path) -> Inventory:
+    """What the files of a meds_reader database or of an extract of femr 0.1 are.
+
+    Raises InputError where `folder` is neither.
+    """
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}. Give a meds_reader database or an extract of femr 0.1.")
-    if not ((folder / VERSION_FILE).is_file() or femr01.is_extract(folder)):
+    is_database = (folder / VERSION_FILE).is_file()
+    if not (is_database or femr01.is_extract(folder)):
         raise InputError(
             f"{folder} is neither a meds_reader database (it has no {VERSION_FILE}) nor an extract of femr 0.1 (it has "
             f"no meta, patients and ontology). Give the folder that holds these."
         )
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def rule(relative: Path) -> str | None:
+        top, *below = relative.parts
+        is_property = len(below) == 1 and below[0] in PROPERTY_FILES
+        is_part = top in ("metadata", "subject_id") or top.startswith("meds_reader.")
+        # of an extract, femr's own package knows the files
+        return "" if not is_database or is_property or is_part else None
+
+    return Inventory.of(folder, files_below(folder), rule)
 
 
-def import_femr(source: Path, out: Path, environment: Path = femr01.ENVIRONMENT) -> dict[str, Any]:
+def database_files(folder: Path) -> list[Path]:
+    """The files of a meds_reader database or of an extract of femr 0.1. Raises InputError where `folder` is neither."""
+    return sorted(femr_inventory(folder).read)
+
+
+def import_femr(
+    source: Path,
+    out: Path,
+    environment: Path = femr01.ENVIRONMENT,
+    implausible_time: str = "refuse",
+    verbose: bool = False,
+) -> dict[str, Any]:
     """Writes the database or extract in the folder `source` to the folder `out` as MEDS. Returns what was counted.
 
-    `environment` is where the packages that read an extract of femr 0.1 are, or are put. Raises InputError where
-    `source` is neither, or what reads it is not installed.
+    `environment` is where the packages that read an extract of femr 0.1 are, or are put. `implausible_time`: refuse or
+    drop events whose time is a placeholder. Warns of files that nobody reads; `verbose` also lists those that are
+    ignored by rule. Raises InputError where `source` is neither, or what reads it is not installed.
     """
     source = Path(source)
-    database_files(source)
+    inventory = femr_inventory(source)
+    tell_inventory(inventory, "They are no part of a meds_reader database: keep them elsewhere.", verbose)
     is_database = (source / VERSION_FILE).is_file()
     facts: dict[str, Any] = {}
-    settings = {"format": "femr", "version": "0.2" if is_database else "0.1"}
+    settings = {"format": "femr", "version": "0.2" if is_database else "0.1", "implausible_time": implausible_time}
     with new_artifact(out, "events", settings, {"events": source}, facts) as folder:
         if is_database:
-            facts |= _write_database(source, folder)
+            facts |= _write_database(source, folder, implausible_time)
         else:
             with tempfile.TemporaryDirectory(prefix=".exported-", dir=folder.parent) as exported:
                 femr01.export(source.absolute(), Path(exported).absolute() / "extract", Path(environment))
-                facts |= femr01.write_events(Path(exported) / "extract", folder)
+                facts |= femr01.write_events(Path(exported) / "extract", folder, implausible_time)
+        facts["files"] = inventory.facts()
     return facts

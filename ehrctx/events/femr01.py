@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,12 @@ import polars as pl
 
 from ehrctx.artifacts import exclusive, fingerprint
 from ehrctx.errors import InputError
-from ehrctx.events.event_rows import OURS, discharges, to_events, whole_numbers
+from ehrctx.events.batches import Batch
+from ehrctx.events.columns import integers
+from ehrctx.events.event_rows import OURS, Counts, discharges, implausible_starts, to_events
+from ehrctx.events.limits import IMPLAUSIBLE
 from ehrctx.events.ontology import described
+from ehrctx.events.units import is_missing_unit
 from ehrctx.events.writer import sharded, shards_for, write_metadata
 
 TOOLS = Path("pipelines/femr01")
@@ -102,19 +105,26 @@ def _splits(patients: pl.DataFrame) -> pl.DataFrame:
     return patients.select(subject_id="patient_id", split=split).sort("subject_id")
 
 
-def write_events(exported: Path, folder: Path) -> dict[str, Any]:
-    """Writes `data/` and `metadata/` to `folder` as MEDS 0.4, from what `export` wrote. Returns what was counted."""
+def write_events(exported: Path, folder: Path, implausible_time: str = "refuse") -> dict[str, Any]:
+    """Writes `data/` and `metadata/` to `folder` as MEDS 0.4, from what `export` wrote. Returns what was counted.
+
+    `implausible_time`: refuse or drop events whose start is a placeholder.
+    """
     about = json.loads((exported / "about.json").read_text())
-    left_out: Counter[str] = Counter()
+    counts = Counts()
     ends = []
     used: set[str] = set()
     with sharded(folder, shards_for(about["events"])) as writer:
         for file in sorted((exported / "rows").iterdir()):
             rows = pl.read_parquet(file)
-            visits = whole_numbers(rows["visit_id"], Path("the extract"), 1)
-            events = to_events(rows.with_columns(visits), left_out, ALSO)
+            visits = integers(Batch(Path("the extract"), 1, rows), "visit_id")
+            unit = pl.col("unit").cast(pl.String)
+            typed = rows.with_columns(visits, unit=pl.when(~is_missing_unit(unit)).then(unit))
+            if implausible_time == "refuse" and implausible_starts(typed).any():
+                raise InputError(f"the extract holds an event whose start {IMPLAUSIBLE}")
+            events = to_events(typed, counts, ALSO)
             writer.add(events)
-            ends.append(discharges(events, left_out))
+            ends.append(discharges(events, counts))
             used.update(events["code"].unique())
         if not ends:
             raise InputError("the extract holds no events. Give a whole extract of femr 0.1.")
@@ -130,6 +140,6 @@ def write_events(exported: Path, folder: Path) -> dict[str, Any]:
         "events": writer.n_events,
         "ends_of_visits": closed.height,
         "codes": len(used),
-        "left_out": dict(left_out),
+        **counts.facts(),
         "splits": dict(splits["split"].value_counts().sort("split").iter_rows()),
     }

@@ -10,8 +10,12 @@ from pathlib import Path
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.csv_files import open_bytes, read_header, readable, refuse_broken_lines, refuse_cut_off
 from ehrctx.events.omop.concepts import describe
-from ehrctx.events.omop.read import Table
+from ehrctx.events.omop.read import ABOUT, Table
+from ehrctx.events.omop.tables import OTHER_TABLES
+from ehrctx.events.units import is_missing_unit
+from ehrctx.inventory import Inventory, files_below
 
 # Diagnosis systems whose hierarchy is the prefix of the code without its dot, as data sets rarely ship it.
 PREFIX_SYSTEMS = ("ICD10CM", "ICD9CM")
@@ -79,40 +83,88 @@ COLUMNS = {
 }
 
 
+UNREAD_VOCABULARY = "Name the files as Athena does, CONCEPT.csv, also in small letters or with .gz."
+
+
+def _athena_name(file: Path) -> str:
+    """What Athena calls a file that may be compressed, or named in small letters: `CONCEPT.csv`."""
+    stem, _, suffix = file.name.lower().removesuffix(".gz").partition(".")
+    return f"{stem.upper()}.{suffix}"
+
+
+def athena_inventory(folder: Path) -> Inventory:
+    """What the files of an Athena download are. Hidden folders and those below are looked through, too."""
+    others = {f"{name.upper()}.csv" for name in OTHER_TABLES}
+
+    def rule(relative: Path) -> str | None:
+        name = _athena_name(relative)
+        if len(relative.parts) == 1 and name in COLUMNS:
+            return ""
+        if name in others:
+            return "a table that is not needed"
+        return "about the download" if ABOUT.fullmatch(relative.name.lower()) else None
+
+    return Inventory.of(folder, files_below(folder) if folder.is_dir() else [], rule)
+
+
+def _vocabulary_files(folder: Path) -> dict[str, Path]:
+    """The files that are read of an Athena download, by the name that Athena gives them."""
+    files: dict[str, Path] = {}
+    for file in athena_inventory(folder).read:
+        name = _athena_name(file)
+        if name in files:
+            raise InputError(f"{folder} holds {name} twice: {files[name].name} and {file.name}. Remove one.")
+        files[name] = file
+    return {name: files[name] for name in COLUMNS if name in files}
+
+
 def athena_files(folder: Path) -> dict[str, Path]:
     """The files of an Athena download that are read, by name.
 
     Raises InputError where CONCEPT.csv, or both files that say what lies below a concept, are not there.
     """
     folder = Path(folder)
-    found = {name: folder / name for name in COLUMNS if (folder / name).is_file()}
+    files = _vocabulary_files(folder)
     remedy = "Give the unpacked folder of an Athena download (https://athena.ohdsi.org)."
-    if CONCEPT not in found:
+    if CONCEPT not in files:
         raise InputError(f"the ontology {folder} has no {CONCEPT}. {remedy}")
-    if len(found) == 1:
+    if len(files) == 1:
         raise InputError(f"the ontology {folder} has neither {ANCESTOR} nor {RELATIONSHIP}. {remedy}")
-    return found
+    return files
+
+
+def description_files(folder: Path) -> list[Path]:
+    """The files of an Athena download from which codes are described; CONCEPT.csv in any case."""
+    return list(_vocabulary_files(Path(folder)).values()) or [Path(folder) / CONCEPT]
 
 
 def _scan(file: Path) -> pl.LazyFrame:
     """The columns that are read of a file, lazily; Athena separates by tabs and quotes nothing."""
-    columns = COLUMNS[file.name]
-    ids = {name: pl.Int64 for name in columns if "concept_id" in name}
-    try:
-        rows = pl.scan_csv(file, separator="\t", quote_char=None, infer_schema=False, schema_overrides=ids, glob=False)
-        names = rows.collect_schema().names()
-    except pl.exceptions.NoDataError:
-        names = []
-    missing = [name for name in columns if name not in names]
+    columns = COLUMNS[_athena_name(file)]
+    header = read_header(file)
+    lower = [name.strip().lower() for name in header.names]
+    missing = [name for name in columns if name not in lower]
     if missing:
-        raise InputError(f"{file}: the column {missing[0]!r} is missing. Give the file as Athena ships it, with tabs.")
-    return rows.select(columns)
+        raise InputError(f"{file}: the column {missing[0]!r} is missing. Give the file as Athena ships it.")
+    refuse_cut_off(file, header)
+    names = {name: header.names[lower.index(name)] for name in columns}
+    rows = pl.scan_csv(
+        file,
+        separator=header.separator,
+        quote_char='"' if header.quoted else None,
+        infer_schema=False,
+        schema_overrides={names[name]: pl.Int64 for name in columns if "concept_id" in name},
+        glob=False,
+    )
+    return rows.select(pl.col(names[name]).alias(name) for name in columns)
 
 
 def _read(rows: pl.LazyFrame, file: Path) -> pl.DataFrame:
     try:
         return rows.collect(engine="streaming")
-    except pl.exceptions.ComputeError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
+        with readable(file, "CSV"), open_bytes(file) as stream:
+            refuse_broken_lines(file, stream)
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read ({reason}). Unpack the Athena download again.") from None
 
@@ -124,7 +176,7 @@ def _of(rows: pl.LazyFrame, column: str, ids: pl.Series) -> pl.LazyFrame:
 
 def _related(file: Path, *relationships: str) -> pl.LazyFrame:
     """(concept_id_1, concept_id_2, relationship_id) of pairs that are still valid."""
-    valid = pl.col("invalid_reason").is_null() | (pl.col("invalid_reason") == "")
+    valid = is_missing_unit(pl.col("invalid_reason"))  # R writes NA for what is empty
     rows = _scan(file).filter(pl.col("relationship_id").is_in(relationships) & valid)
     return rows.filter(pl.col("concept_id_1") != pl.col("concept_id_2")).drop("invalid_reason")
 
@@ -208,14 +260,15 @@ def described(used: pl.Series, folder: Path | None, known: Mapping[str, str]) ->
     if folder is None:
         return own.select("code", description="known", parent_codes=pl.lit(None, pl.List(pl.String))).sort("code")
     folder = Path(folder)
-    if not (folder / CONCEPT).is_file():
+    files = _vocabulary_files(folder)
+    if CONCEPT not in files:
         raise InputError(
             f"{folder} has no {CONCEPT}. Give the unpacked folder of an Athena download (https://athena.ohdsi.org)."
         )
-    concept = _scan(folder / CONCEPT).with_columns(code=pl.concat_str("vocabulary_id", "concept_code", separator="/"))
-    ids = _read(_of(concept, "code", own["code"]), folder / CONCEPT)["concept_id"].unique()
-    files = {Path(name).stem.lower(): folder / name for name in COLUMNS if (folder / name).is_file()}
-    found = describe({name: Table(name, (file,)) for name, file in files.items()}, ids.to_numpy())
+    concept = _scan(files[CONCEPT]).with_columns(code=pl.concat_str("vocabulary_id", "concept_code", separator="/"))
+    ids = _read(_of(concept, "code", own["code"]), files[CONCEPT])["concept_id"].unique()
+    tables = {Path(name).stem.lower(): file for name, file in files.items()}
+    found = describe({name: Table(name, (file,)) for name, file in tables.items()}, ids.to_numpy())
     return (
         own.join(found, on="code", how="full", coalesce=True)
         .select("code", description=pl.coalesce("known", "description"), parent_codes="parent_codes")

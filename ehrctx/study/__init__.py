@@ -4,7 +4,16 @@ Snakemake owns files and order, the study owns choices. A wrong key is refused w
 handed its own section alone (`Study.section`), so changing one key re-runs only what depends on it.
 """
 
-from ehrctx.study.data import EhrshotSource, FemrSource, HashSplits, Labels, OmopOptions, OmopSource, Simulation
+from ehrctx.study.data import (
+    EhrshotSource,
+    FemrSource,
+    HashSplits,
+    ImportOptions,
+    Labels,
+    OmopOptions,
+    OmopSource,
+    Simulation,
+)
 from ehrctx.study.evaluation import Boosting, Embedding, FewShot, Forest, Perplexity, Privacy, Probe, Statistics
 from ehrctx.study.model_id import ARCHITECTURES, SIZES, ModelId
 from ehrctx.study.study import Study
@@ -20,6 +29,7 @@ __all__ = [
     "FewShot",
     "Forest",
     "HashSplits",
+    "ImportOptions",
     "Labels",
     "ModelId",
     "OmopOptions",

@@ -19,7 +19,17 @@ class Simulation(Config):
     parameters: dict[str, Any] = Field({}, description="what differs from the preset, as a preset's file has it")
 
 
-class OmopOptions(Config):
+class ImportOptions(Config):
+    """What imports of all formats do with times that cannot be."""
+
+    implausible_time: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="what events before the year 1700 or after 2499 do, which are placeholders: end the import, or be "
+        "left out; births are kept",
+    )
+
+
+class OmopOptions(ImportOptions):
     """How the tables of an OMOP CDM become events (`ehrctx import omop`)."""
 
     codes: Literal["standard", "source"] = Field(
@@ -37,7 +47,7 @@ class OmopSource(OmopOptions):
     folder: str = Field(description="folder of the tables, as CSV or parquet")
 
 
-class EhrshotSource(Config):
+class EhrshotSource(ImportOptions):
     """EHRSHOT's CSV release, which the workflow imports."""
 
     format: Literal["ehrshot"]
@@ -45,7 +55,7 @@ class EhrshotSource(Config):
     concepts: str | None = Field(None, description="an OMOP vocabulary from Athena, which describes the codes")
 
 
-class FemrSource(Config):
+class FemrSource(ImportOptions):
     """A meds_reader database or an extract of femr 0.1, which the workflow imports."""
 
     format: Literal["femr"]

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ehrctx.configuration import Config, find, read_yaml, validate
 from ehrctx.errors import InputError, nearest
-from ehrctx.tasks.label_files import SUFFIXES, WHOLE
+from ehrctx.tasks.label_files import SUFFIXES, is_whole, label_stem
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 MACRO = "macro"  # what stands for a task's name in rows of the mean over tasks
@@ -227,8 +227,8 @@ def with_censored(definition: Task, censored: Literal["published"] | Censored) -
 
 def _given_at(place: Path) -> Given:
     """The task that a label file or a folder of labels stands for: its name is theirs."""
-    own = place.parent if place.name in WHOLE else place
-    name = own.stem if own.suffix.lower() in SUFFIXES else own.name
+    own = place.parent if is_whole(place.name) else place
+    name = label_stem(own.name) or own.name
     if not place.exists():
         raise InputError(f"no such label file: {place}.")
     if not re.fullmatch(NAME, name):
@@ -245,7 +245,7 @@ def load_definition(name_or_path: str) -> Task:
     if name_or_path == "chexpert":
         raise InputError(CHEXPERT)
     place = Path(name_or_path)
-    if place.suffix.lower() in SUFFIXES or ("/" in name_or_path and place.is_dir()):
+    if label_stem(place.name) is not None or ("/" in name_or_path and place.is_dir()):
         return _given_at(place)
     if place.is_file() and place.suffix.lower() not in DEFINITION_SUFFIXES:  # never read as YAML: errors quote it
         raise InputError(

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ehrctx.artifacts import new_artifact
-from ehrctx.events.ehrshot import SEVERAL_FINDINGS, find_release, release_inputs, write_events
+from ehrctx.events.ehrshot import SEVERAL_FINDINGS, SHOT_FILES, UNREAD, find_release, release_inputs, write_events
+from ehrctx.events.ontology import UNREAD_VOCABULARY, athena_inventory
+from ehrctx.inventory import tell_inventory
 from ehrctx.tasks.definition import DEFINITIONS
 from ehrctx.tasks.given import read_given
 
-SHOT_FILES = ("all_shots_data.json", "few_shots_data.json")
 TASKS = sorted(path.stem for path in DEFINITIONS.glob("*.yaml"))
 
 
@@ -44,19 +45,29 @@ def _copy_shots(files: dict[str, Path], folder: Path) -> list[str]:
     return copied
 
 
-def import_ehrshot(source: Path, out: Path, concepts: Path | None = None) -> dict[str, Any]:
+def import_ehrshot(
+    source: Path, out: Path, concepts: Path | None = None, implausible_time: str = "refuse", verbose: bool = False
+) -> dict[str, Any]:
     """Writes EHRSHOT's CSV release below `source` to the folder `out`: `data/`, `metadata/`, `labels/`, `shots/`.
 
-    `concepts` is the folder of an Athena download: descriptions and parents of codes. Returns what was counted.
+    `concepts` is the folder of an Athena download: descriptions and parents of codes. `implausible_time`: refuse or
+    drop events whose start is a placeholder. Returns what was counted. Warns of files that nobody reads; `verbose` also
+    lists those that are ignored by rule.
+
     Raises InputError, by file and row, where the release is incomplete or a text is not what its column holds.
     """
     release = find_release(source)
     inputs = release_inputs(release, Path(concepts) if concepts is not None else None)
+    tell_inventory(release.inventory, UNREAD, verbose)
+    if concepts is not None:
+        tell_inventory(athena_inventory(Path(concepts)), UNREAD_VOCABULARY, verbose)
     facts: dict[str, Any] = {}
-    with new_artifact(out, "events", {"format": "ehrshot"}, inputs, facts) as folder:
-        counted, subjects = write_events(release, folder, concepts)
+    settings = {"format": "ehrshot", "implausible_time": implausible_time}
+    with new_artifact(out, "events", settings, inputs, facts) as folder:
+        counted, subjects = write_events(release, folder, concepts, implausible_time)
         facts |= counted | _write_labels(release.labels, folder, subjects)
         facts["shots"] = _copy_shots(release.labels, folder)
         facts["tasks_without_labels"] = [task for task in TASKS if task not in release.labels]
+        facts["files"] = release.inventory.facts()
         facts["tasks_left_out"] = [SEVERAL_FINDINGS]
     return facts

@@ -8,8 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import read_parquet
+from ehrctx.events.batches import open_parquet, parquet_frames
+from ehrctx.events.csv_files import readable
 from ehrctx.tasks.label_csv import read_csv, refuse_row
+from ehrctx.tasks.label_files import is_csv
 from ehrctx.tasks.labelers import LABEL_SCHEMA
 
 # Before MEDS 0.3; and what ACES writes for data sets that are not in MEDS.
@@ -23,11 +25,24 @@ ACCEPTED: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
 UNUSABLE = ("float_value", "categorical_value")
 
 
+def _read_parquet(file: Path) -> pl.DataFrame:
+    """The columns of a label file that may matter, with their types."""
+    with readable(file, "parquet"):
+        parquet = open_parquet(file)
+        there = parquet.schema_arrow.names
+        columns = [name for name in (*ACCEPTED, *OTHER_NAMES.values(), "label", *UNUSABLE) if name in there]
+        twice = next((name for name in columns if there.count(name) > 1), None)
+        if twice:
+            raise InputError(f"{file}: the column {twice!r} is there twice. Remove one of them.")
+        schema = pl.DataFrame(pl.from_arrow(parquet.schema_arrow.empty_table().select(columns)))
+        return pl.concat([schema, *parquet_frames(parquet, file, columns)], how="vertical_relaxed")
+
+
 def _read_columns(file: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     """The columns of a label file under MEDS's names, and what the file calls those that it calls otherwise."""
-    if file.suffix.lower() == ".csv":
+    if is_csv(file):
         return read_csv(file)
-    labels = read_parquet(file, str(file))
+    labels = _read_parquet(file)
     names = {old: new for new, old in OTHER_NAMES.items() if new not in labels.columns and old in labels.columns}
     if "label" in labels.columns and not {"boolean_value", "integer_value"} & set(labels.columns):
         names["label"] = "boolean_value" if labels.schema["label"] == pl.Boolean else "integer_value"

@@ -9,10 +9,11 @@ from pathlib import Path
 import polars as pl
 
 from ehrctx.events.meds import Dataset, read_valid
+from ehrctx.inventory import Inventory, tell_inventory
 from ehrctx.tasks.definition import Femr, Given, Laboratory, Task
 from ehrctx.tasks.femr_labels import femr_labels
 from ehrctx.tasks.given import read_given
-from ehrctx.tasks.label_files import files_at, label_files
+from ehrctx.tasks.label_files import UNREAD, files_at, label_files, label_inventory
 from ehrctx.tasks.labelers import first_reason, labels_of, reasons_of
 
 KEY = ["subject_id", "prediction_time"]
@@ -33,9 +34,20 @@ def given_files(tasks: Sequence[Task], given: str | None) -> dict[str, tuple[Pat
     return found
 
 
+def label_inventories(tasks: Sequence[Task], given: str | None, files: dict[str, tuple[Path, ...]]) -> list[Inventory]:
+    """What the files of the folders are in which labels lie, of which `files` are read."""
+    inventories = [label_inventory(Path(given), _all(files), list(files))] if given else []
+    places = [Path(task.labels) for task in tasks if isinstance(task, Given)]
+    return inventories + [label_inventory(place, _all(files)) for place in places if place.is_dir()]
+
+
+def _all(files: dict[str, tuple[Path, ...]]) -> list[Path]:
+    return [file for of_task in files.values() for file in of_task]
+
+
 def watched_files(tasks: Sequence[Task], given: str | None) -> list[Path]:
     """The files besides the definitions on which the labels depend."""
-    files = [file for of_task in given_files(tasks, given).values() for file in of_task]
+    files = _all(given_files(tasks, given))
     return files + [task.file for task in tasks if isinstance(task, Femr) and not given]
 
 
@@ -81,9 +93,14 @@ def label_sources(tasks: Sequence[Task], given: str | None) -> dict[str, Path]:
     return sources | {f"labeler of {task.task}": task.file for task in labelers}
 
 
-def import_labels(dataset: Dataset, tasks: Sequence[Task], given: str | None) -> dict[str, Made]:
-    """By task, the usable labels of those tasks that are not made here, and what was left out."""
+def import_labels(dataset: Dataset, tasks: Sequence[Task], given: str | None, verbose: bool = False) -> dict[str, Made]:
+    """By task, the usable labels of those tasks that are not made here, and what was left out.
+
+    Warns of files in the folders of labels that nobody reads; `verbose` also lists those that are ignored by rule.
+    """
     files = given_files(tasks, given)
+    for inventory in label_inventories(tasks, given, files):
+        tell_inventory(inventory, UNREAD, verbose)
     read = {task: pl.concat([read_given(file) for file in of_task]) for task, of_task in files.items()}
     labelers = [task for task in tasks if isinstance(task, Femr) and task.task not in read]
     read |= femr_labels(dataset, labelers)

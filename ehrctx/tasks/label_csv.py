@@ -6,12 +6,15 @@ the laboratory tasks' grades (https://github.com/som-shahlab/ehrshot-benchmark).
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.csv_files import read_text
+from ehrctx.events.units import is_missing_unit
 
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 WHOLE_NUMBER = r"^[+-]?\d+(\.0*)?$"
@@ -34,21 +37,26 @@ def refuse_row(file: Path, broken: pl.Series, problem: str) -> None:
 
 
 def _read_text(file: Path) -> pl.DataFrame:
+    """All columns as text without spaces around it, null where it is missing, as in typed columns of other readers."""
+    text = read_text(file)
+    first = text.split(b"\n", 1)[0].decode()
+    names = [name.strip() for name in next(csv.reader([first]), [])]
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        raise InputError(f"{file}: the columns are separated by semicolons, tabs or bars. Write it with commas.")
+    if len(set(names)) < len(names):
+        raise InputError(f"{file}: the column {max(names, key=names.count)!r} is there twice. Remove one of them.")
     try:
-        rows = pl.read_csv(file, infer_schema=False, glob=False)
+        rows = pl.read_csv(text, infer_schema=False)
     except (pl.exceptions.PolarsError, OSError):
         raise InputError(
             f"{file} is not a readable CSV file. Write it as UTF-8, with one header and as many fields in every row."
         ) from None
-    names = [name.strip() for name in rows.columns]
-    if len(set(names)) < len(names):
-        raise InputError(f"{file}: the column {max(names, key=names.count)!r} is there twice. Remove one of them.")
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
-        raise InputError(f"{file}: the columns are parted by semicolons or tabs. Write it with commas.")
-    rows = rows.rename(dict(zip(rows.columns, names, strict=True)))
-    rows = rows.with_columns(pl.all().str.strip_chars().replace("", None))
-    filled = rows.select(pl.any_horizontal(pl.all().is_not_null())).to_series().arg_true()
-    return rows.head(int(filled[-1]) + 1 if len(filled) else 0)  # without the blank lines at the end
+    rows = rows.rename(dict(zip(rows.columns, names, strict=True))).with_columns(pl.all().str.strip_chars())
+    filled = rows.select(pl.any_horizontal(pl.all().fill_null("") != "")).to_series().arg_true()
+    rows = rows.head(int(filled[-1]) + 1 if len(filled) else 0)  # without the blank lines at the end
+    return rows.with_columns(
+        pl.when(~is_missing_unit(pl.col(name))).then(pl.col(name)).alias(name) for name in rows.columns
+    )
 
 
 def _whole_numbers(text: pl.Series, file: Path, problem: str) -> pl.Series:

@@ -15,9 +15,10 @@ from ehrctx.artifacts import Source, new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes
-from ehrctx.events.ontology import PREFIX_SYSTEMS, athena_codes, athena_files
+from ehrctx.events.ontology import PREFIX_SYSTEMS, UNREAD_VOCABULARY, athena_codes, athena_files, athena_inventory
 from ehrctx.events.profile import DatasetProfile, find_profile
 from ehrctx.events.shards import read_shard
+from ehrctx.inventory import tell_inventory
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, load_definitions, with_censored
 from ehrctx.tasks.history import FILE as HISTORY
@@ -130,7 +131,13 @@ def label_inputs(
 
 
 def write_labels(
-    data: Path, profile_file: str, tasks: Sequence[str], choices: Labels, out: Path, ontology: Path | None = None
+    data: Path,
+    profile_file: str,
+    tasks: Sequence[str],
+    choices: Labels,
+    out: Path,
+    ontology: Path | None = None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Labels every subject for every task (or takes labels that are given) and writes `<task>.parquet` files to `out`.
 
@@ -138,15 +145,18 @@ def write_labels(
 
     `ontology` is the folder of an Athena download, which says what lies below the tasks' concepts.
 
-    Returns, by task, how many labels were made, positive, and left out for which reason.
+    Returns, by task, how many labels were made, positive, and left out for which reason. Warns of files that nobody
+    reads in folders of labels and in the ontology's; `verbose` also lists those that are ignored by rule.
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
     definitions = read_definitions(tasks, choices)
     facts: dict[str, Any] = {}
-    made = import_labels(dataset, definitions, choices.given)
+    made = import_labels(dataset, definitions, choices.given, verbose)
     if to_make := made_here(definitions, choices):
         made |= make_labels(dataset, profile, to_make, ontology)
+        if ontology is not None:
+            tell_inventory(athena_inventory(ontology), UNREAD_VOCABULARY, verbose)
     settings = label_settings(definitions, choices, profile.model_dump())
     inputs = label_inputs(dataset.source(), definitions, choices, ontology)
     histories = [pl.DataFrame(schema=HISTORY_SCHEMA)]

@@ -1,12 +1,16 @@
 """What an Athena download adds to `parent_codes`: descendants, mapped codes, either file, and what is refused."""
 
+import csv
+import gzip
+import io
+
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
-from ehrctx.events.ontology import athena_codes, athena_files, codes_of
+from ehrctx.events.ontology import COLUMNS, athena_codes, athena_files, athena_inventory, codes_of, described
 
 DATES = ("19700101", "20991231")
 NO_CODES = pl.DataFrame(schema={"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)})
@@ -145,15 +149,76 @@ def test_missing_files(athena, tmp_path, removed, words):
 
 
 @pytest.mark.parametrize("name", ["CONCEPT.csv", "CONCEPT_ANCESTOR.csv", "CONCEPT_RELATIONSHIP.csv"])
-@pytest.mark.parametrize("how", ["commas", "empty", "column"])
-def test_files_that_are_not_as_athena_ships_them(athena, tmp_path, name, how):
+def test_files_that_are_not_as_athena_ships_them(athena, tmp_path, name):
     folder = athena(tmp_path, CONCEPTS, IS_A, MAPS_TO)
     text = (folder / name).read_text()
-    changed = {"commas": text.replace("\t", ","), "empty": "", "column": text.replace("concept_", "c_")}[how]
-    (folder / name).write_text(changed)
-    with pytest.raises(InputError, match=rf"{name}: the column '\w+' is missing\. .* with tabs\.") as caught:
-        athena_codes(folder, ["SNOMED/59621000"])
-    assert str(folder) in str(caught.value)
+    for changed, sentence in (
+        (b"", f"{folder / name} is empty"),
+        (text.replace("concept_", "c_").encode(), rf"{name}: the column '\w+' is missing\. Give the file as Athena"),
+        (text.encode("utf-16"), f"{name} is not UTF-8 text, it looks like UTF-16"),
+        (
+            text.encode() + b"1\xff" + b"\t2" * text.split("\n")[0].count("\t") + b"\n",
+            rf"{name}, row {text.count(chr(10))}: this row is not UTF-8 text",
+        ),
+        (
+            text.encode().rstrip(b"\n").rpartition(b"\t")[0],
+            rf"{name}: its last row has \d fields where the header has \d",
+        ),
+        (gzip.compress(text.encode() * 50)[:-30], rf"{name} is not a readable CSV file: it is damaged or cut off"),
+    ):
+        (folder / name).write_bytes(changed)
+        with pytest.raises(InputError, match=sentence):
+            athena_codes(folder, ["SNOMED/59621000"])
+
+
+SAVED_AGAIN = {
+    "gzip": lambda name, text: (f"{name}.gz", gzip.compress(text.encode())),
+    "gzip without the suffix": lambda name, text: (name, gzip.compress(text.encode())),
+    "small letters": lambda name, text: (name.lower(), text.encode()),
+    "small letters and gzip": lambda name, text: (f"{name.lower()}.GZ", gzip.compress(text.encode())),
+    "a byte order mark": lambda name, text: (name, text.encode("utf-8-sig")),
+    "CR LF": lambda name, text: (name, text.replace("\n", "\r\n").encode()),
+    "names of columns in capitals": lambda name, text: (name, "\n".join([*text.split("\n")[:1]]).upper().encode()
+        + b"\n" + "\n".join(text.split("\n")[1:]).encode()),
+    "quoted where needed": lambda name, text: (name, again(text, "\t", csv.QUOTE_MINIMAL)),
+    "quoted, with commas": lambda name, text: (name, again(text, ",", csv.QUOTE_ALL)),
+    "NA where empty": lambda name, text: (name, text.replace("\t\n", "\tNA\n").encode()),
+}  # fmt: skip
+
+
+def again(text, separator, quoting):
+    out = io.StringIO()
+    rows = csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+    csv.writer(out, delimiter=separator, quoting=quoting, lineterminator="\n").writerows(rows)
+    return out.getvalue().encode()
+
+
+@pytest.mark.parametrize("how", SAVED_AGAIN)
+def test_files_that_somebody_saved_again(athena, tmp_path, how):
+    folder = athena(tmp_path, CONCEPTS | {11: ("SNOMED", "11", '"Quoted" first')}, [*IS_A, (11, 1)], MAPS_TO)
+    roots = ["SNOMED/59621000"]
+    codes, names = athena_codes(folder, roots), described(pl.Series(["ICD10CM/I10", "SNOMED/11"]), folder, {})
+    for file in list(folder.iterdir()):
+        name, content = SAVED_AGAIN[how](file.name, file.read_text())
+        file.unlink()
+        (folder / name).write_bytes(content)
+    assert athena_codes(folder, roots).equals(codes)
+    assert described(pl.Series(["ICD10CM/I10", "SNOMED/11"]), folder, {}).equals(names)
+    assert codes.filter(code="SNOMED/11")["description"].to_list() == ['"Quoted" first']
+
+
+def test_all_files_of_a_download_are_accounted_for(athena, tmp_path):
+    folder = athena(tmp_path, CONCEPTS, IS_A, MAPS_TO)
+    for name in ("VOCABULARY.csv", "drug_strength.csv.gz", "cpt4.jar", "readme.txt", "extra.csv", "old/CONCEPT.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    inventory = athena_inventory(folder)
+    assert sorted(file.name for file in inventory.read) == sorted(COLUMNS)
+    assert len(inventory.ignored) == 4
+    assert [file.relative_to(folder).as_posix() for file in inventory.unknown] == ["extra.csv", "old/CONCEPT.csv"]
+    (folder / "concept.csv.gz").write_text("")
+    with pytest.raises(InputError, match=r"holds CONCEPT\.csv twice: CONCEPT\.csv and concept\.csv\.gz"):
+        athena_files(folder)
 
 
 def test_an_id_that_is_no_number(athena, tmp_path):

@@ -3,11 +3,11 @@
 import numpy as np
 import polars as pl
 import pytest
-from omop_by_hand import SMALL_MEDS, Tables, slow_import, small_cdm, write_cdm
+from omop_by_hand import SMALL_MEDS, Tables, read_rows, slow_import, small_cdm, write_cdm
 
+from ehrctx.events import csv_files
 from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset
-from ehrctx.events.omop import read
 from ehrctx.events.omop.convert import import_omop
 from ehrctx.events.omop.rows import SCHEMA
 from ehrctx.study import HashSplits, OmopOptions
@@ -77,11 +77,50 @@ def test_the_slow_importer_finds_the_rows_by_hand(tmp_path):
 @pytest.mark.parametrize("codes", ["standard", "source"])
 @pytest.mark.parametrize("seed", range(12))
 def test_drawn_tables(tmp_path, monkeypatch, seed, codes):
-    monkeypatch.setattr(read, "CSV_BLOCK", 1_000)
+    monkeypatch.setattr(csv_files, "BLOCK", 1_000)
     folder = write_cdm(tmp_path / "cdm", drawn_cdm(seed))
-    import_omop(folder, tmp_path / "meds", OmopOptions(codes=codes), HashSplits(hash=(0.4, 0.3, 0.3)))
+    facts = import_omop(folder, tmp_path / "meds", OmopOptions(codes=codes), HashSplits(hash=(0.4, 0.3, 0.3)))
     (shard,) = (tmp_path / "meds" / "data").iterdir()
     slow = pl.DataFrame(slow_import(folder, codes == "source"), schema=SCHEMA, orient="row")
     events = pl.read_parquet(shard)
     assert events.rows() == slow.rows()
+    assert check(open_dataset(tmp_path / "meds"))[1] == []
+    assert_all_rows_counted(facts, folder, events)
+
+
+def assert_all_rows_counted(facts, folder, events):
+    """Each row of each table has events, or was left out for one reason; each event is of a table."""
+    counted = facts["tables"]
+    of_tables = dict(events["table"].value_counts().iter_rows())
+    for name, counts in counted.items():
+        assert counts["rows"] == len(read_rows(folder, name))
+        assert counts["rows"] == counts["rows_imported"] + sum(counts.get("left_out", {}).values())
+        assert counts["events"] == of_tables.get(name, 0)
+    assert set(of_tables) <= set(counted)
+    assert facts["events"] == events.height == sum(counts["events"] for counts in counted.values())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_patchy_tables_are_counted_row_by_row(tmp_path, seed):
+    """Cells that hold nothing, placeholders, long codes and texts for numbers, in any of the tables."""
+    tables = drawn_cdm(seed)
+    draw = np.random.default_rng(seed)
+    odd = {
+        "person_id": ["NA", "99"],
+        "_date": ["NA", "", "9999-12-31", "1111-11-11", "2020-01-03 00:00:00.0000000 +00:00"],
+        "_datetime": ["", "NULL"],
+        "_concept_id": ["NA", "0", ""],
+        "_source_value": ["x" * 600, "a\nb", " ", "NA"],
+    }
+    for name, rows in tables.items():
+        for row in rows if name in KINDS else ():
+            for column in row:
+                kind = next((kind for kind in odd if column.endswith(kind)), None)
+                if kind and draw.random() < 0.15:
+                    row[column] = draw.choice(odd[kind])
+    folder = write_cdm(tmp_path / "cdm", tables)
+    options = OmopOptions(implausible_time="drop", before_birth="drop")
+    facts = import_omop(folder, tmp_path / "meds", options, HashSplits(hash=(0.4, 0.3, 0.3)))
+    events = pl.concat([pl.read_parquet(file) for file in (tmp_path / "meds" / "data").iterdir()])
+    assert_all_rows_counted(facts, folder, events)
     assert check(open_dataset(tmp_path / "meds"))[1] == []

@@ -108,9 +108,6 @@ def test_a_missing_time(refused, tmp_path, form):
         ("condition_occurrence", 1, "condition_start_date", "03/02/2021", "is not a date or a date-time"),
         ("condition_occurrence", 0, "condition_start_date", "2020-02-31", "is not a date or a date-time"),
         ("visit_occurrence", 2, "visit_end_datetime", PRIVATE, "is not a date or a date-time"),
-        ("measurement", 3, "value_as_number", PRIVATE, "is not a number"),
-        ("measurement", 3, "value_as_number", "1,5", "is not a number"),
-        ("measurement", 3, "value_as_number", "inf", "is not a number"),
         ("measurement", 1, "measurement_concept_id", PRIVATE, "is not a whole number"),
         ("measurement", 1, "measurement_concept_id", "12.5", "is not a whole number"),
         ("death", 1, "person_id", PRIVATE, "is not a whole number"),
@@ -193,7 +190,7 @@ def test_files_without_anything(refused, tmp_path):
     (folder / "person.csv").write_text("person_id,year_of_birth\n")
     assert "person.csv holds no person" in refused()
     (folder / "person.csv").write_text("")
-    assert "person.csv: the column 'person_id' is missing" in refused()
+    assert "person.csv is empty. Write it with its header, or remove it." in refused()
 
 
 def test_a_table_of_headers_alone_is_no_mistake(run, tmp_path):

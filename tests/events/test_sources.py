@@ -23,8 +23,8 @@ def test_ehrshot_in_a_study(tmp_path):
     study = study_of({"format": "ehrshot", "folder": str(tmp_path), "concepts": "my athena"})
     names = ["data/ehrshot.csv", "splits/person_id_map.csv", "benchmark/guo_los/labeled_patients.csv"]
     assert source_files(study.source) == [*(tmp_path / name for name in names), Path("my athena/CONCEPT.csv")]
-    assert study.import_options() == "--concepts 'my athena'"
-    assert study_of({"format": "ehrshot", "folder": "x"}).import_options() == ""
+    assert study.import_options() == "--implausible-time refuse --concepts 'my athena'"
+    assert study_of({"format": "ehrshot", "folder": "x"}).import_options() == "--implausible-time refuse"
 
 
 def test_femr_in_a_study(tmp_path):
@@ -33,7 +33,7 @@ def test_femr_in_a_study(tmp_path):
         (tmp_path / name).write_text("")
     study = study_of({"format": "femr", "folder": str(tmp_path)})
     assert source_files(study.source) == [tmp_path / name for name in ("meta", "ontology/main", "patients")]
-    assert study.import_options() == ""
+    assert study.import_options() == "--implausible-time refuse"
     (tmp_path / "patients").unlink()
     with pytest.raises(InputError, match="neither a meds_reader database"):
         source_files(study.source)
@@ -44,9 +44,13 @@ WRONG = {
     "the key `source.format` is missing": {"folder": "x"},
     "the key `source.folder` is missing": {"format": "femr"},
     "unknown key `source.concept`; did you mean 'concepts'?": {"format": "ehrshot", "folder": "x", "concept": "y"},
-    "unknown key `source.concepts`; known: folder, format.": {"format": "femr", "folder": "x", "concepts": "y"},
+    "unknown key `source.concepts`; known: folder, format, implausible_time.": {
+        "format": "femr",
+        "folder": "x",
+        "concepts": "y",
+    },
     "`source`: expected keys and values, as in {key: value}, found 'x'": "x",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("said", WRONG)

@@ -185,8 +185,16 @@ def test_missing_column_is_named(tmp_path, column):
     assert refusal_of(write(tmp_path, header=header)).startswith(f": the column '{named}' is missing.")
 
 
-@pytest.mark.parametrize("content", [b"", b"a,b\n1,2,3\n", b"patient_id,value\n1,\xff\n"])
-def test_what_is_no_csv(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", " is empty. Write it with its header, or remove it."),
+        (b"a,b\n1,2,3\n", " is not a readable CSV file."),
+        (b"patient_id,value\n1,\xff\n", ", row 1: this row is not UTF-8 text. Write the file as UTF-8."),
+        (b"patient_id,gr\xf6\xdfe\n1,2\n", ": its first line is not UTF-8 text. Write the file as UTF-8."),
+    ],
+)
+def test_what_is_no_csv(tmp_path, content, said):
     file = tmp_path / "labeled_patients.csv"
     file.write_bytes(content)
-    assert refusal_of(file).startswith(" is not a readable CSV file.")
+    assert refusal_of(file).startswith(said)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ehrctx.events.omop.columns import integers, texts
-from ehrctx.events.omop.read import Batch, Table, batches
+from ehrctx.events.batches import Batch
+from ehrctx.events.columns import integers, texts
+from ehrctx.events.limits import usable_codes
+from ehrctx.events.omop.read import Table, batches
 from ehrctx.events.omop.tables import ANCESTOR, CONCEPT, RELATIONSHIP
+from ehrctx.events.units import is_missing_unit
 
 CONCEPT_COLUMNS = ("concept_id", "concept_name", "vocabulary_id", "concept_code")
 
@@ -61,7 +64,7 @@ def read_concepts(table: Table, wanted: np.ndarray) -> Concepts:
     for batch in batches(table, CONCEPT_COLUMNS):
         chosen = _with_ids(batch, "concept_id", index)
         name, vocabulary, bare = (texts(chosen, column) for column in CONCEPT_COLUMNS[1:])
-        code = vocabulary + "/" + bare
+        code, _ = usable_codes(vocabulary + "/" + bare)
         parts.append(pl.DataFrame({"id": integers(chosen, "concept_id"), "code": code, "bare": bare, "name": name}))
     schema = {"id": pl.Int64, "code": pl.String, "bare": pl.String, "name": pl.String}
     found = pl.concat([pl.DataFrame(schema=schema), *parts]).drop_nulls(["id", "code"])
@@ -77,7 +80,9 @@ def _pairs(batch: Batch, child: str, parent: str) -> pl.DataFrame:
 def _related(table: Table) -> Iterator[pl.DataFrame]:
     """(child, parent) of valid `Is a`, and of `Maps to`, which leads from a source concept to its standard one."""
     for batch in batches(table, ("concept_id_1", "concept_id_2", "relationship_id"), ("invalid_reason",)):
-        kept = texts(batch, "relationship_id").is_in(["Is a", "Maps to"]) & texts(batch, "invalid_reason").is_null()
+        reason = texts(batch, "invalid_reason")
+        is_valid = pl.select(is_missing_unit(pl.lit(reason))).to_series()  # R writes NA for what is empty
+        kept = texts(batch, "relationship_id").is_in(["Is a", "Maps to"]) & is_valid
         yield _pairs(Batch(batch.file, batch.first, batch.rows.filter(kept)), "concept_id_1", "concept_id_2")
 
 

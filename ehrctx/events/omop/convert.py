@@ -18,15 +18,16 @@ import polars as pl
 from ehrctx import __version__
 from ehrctx.artifacts import new_artifact
 from ehrctx.errors import InputError
+from ehrctx.events.columns import integers, texts
 from ehrctx.events.meds import BIRTH, SPLITS
-from ehrctx.events.omop.columns import integers, texts
 from ehrctx.events.omop.concepts import describe, read_concepts
 from ehrctx.events.omop.people import TRAIT_COLUMNS, read_people
-from ehrctx.events.omop.read import Table, batches, find_tables, table_inputs
+from ehrctx.events.omop.read import UNREAD, Cdm, Table, batches, find_cdm, table_inputs, uneven_columns
 from ehrctx.events.omop.rows import (
     DEATH,
     END,
     Importer,
+    Numbers,
     Used,
     events_of,
     optional_columns,
@@ -37,6 +38,7 @@ from ehrctx.events.omop.rows import (
 from ehrctx.events.omop.tables import CARE_SITE, CONCEPT, EVENT_TABLES, PERSON, SOURCE, EventTable
 from ehrctx.events.splits import hash_splits
 from ehrctx.events.writer import ShardWriter, sharded, shards_for, write_metadata
+from ehrctx.inventory import tell_inventory
 from ehrctx.study import HashSplits, OmopOptions
 
 CODES: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
@@ -73,12 +75,13 @@ def _events(importer: Importer, tables: Mapping[str, Table], writer: ShardWriter
         for batch in batches(table, required_columns(kind), optional_columns(kind)):
             for events, rank in events_of(importer, kind, batch, counted[kind.name]):
                 writer.add(events, rank)
+        importer.numbers.get(kind.name, Numbers()).refuse()
     return {name: _nested(counts) for name, counts in counted.items()}
 
 
 def _nested(counts: Counter[str]) -> dict[str, Any]:
     """`left_out.no_person` -> {left_out: {no_person: n}}; zeros but for rows and events are not told."""
-    told: dict[str, Any] = {name: counts[name] for name in ("rows", "events")}
+    told: dict[str, Any] = {name: counts[name] for name in ("rows", "rows_imported", "events")}
     for name, n in counts.items():
         group, _, reason = name.rpartition(".")
         if n and name not in told:
@@ -127,27 +130,45 @@ def _name(tables: Mapping[str, Table], folder: Path) -> str:
     return folder.resolve().name
 
 
-def import_omop(folder: Path, out: Path, options: OmopOptions, splits: HashSplits) -> dict[str, Any]:
+def _warn(cdm: Cdm, verbose: bool) -> None:
+    """Names, on standard error, the files that nobody reads and what looks odd; and if `verbose` those ignored."""
+    tell_inventory(cdm.inventory, UNREAD, verbose)
+    warnings = list(cdm.warnings)
+    for kind, table in _present(cdm.tables):
+        for file, columns in uneven_columns(table, optional_columns(kind)):
+            warnings.append(f"{file} has not {', '.join(columns)}, which other parts of the table have.")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def import_omop(
+    folder: Path, out: Path, options: OmopOptions, splits: HashSplits, verbose: bool = False
+) -> dict[str, Any]:
     """Writes the CDM in `folder` to the folder `out` as MEDS 0.4. Returns what was counted.
 
-    Raises InputError, with file and row, where a table cannot be read as what the CDM says it is.
+    Warns of files that nobody reads; `verbose` also lists those that are ignored by rule. Raises InputError, with file
+    and row, where a table cannot be read as what the CDM says it is.
     """
-    tables = find_tables(folder)
+    folder = Path(folder)
+    cdm = find_cdm(folder)
+    tables = cdm.tables
     if not any(True for _ in _present(tables)):
         names = ", ".join(events.name for events in EVENT_TABLES)
         raise InputError(f"{folder} has no table with events. Export those that there are of {names}.")
+    _warn(cdm, verbose)
     facts: dict[str, Any] = {}
     settings = {"format": "omop", **options.model_dump(), "splits": splits.model_dump()}
-    with new_artifact(out, "events", settings, table_inputs(tables), facts) as made:
+    with new_artifact(out, "events", settings, table_inputs(folder, tables), facts) as made:
         n_rows, concept_ids = _survey(tables)
         concepts = read_concepts(tables[CONCEPT], concept_ids)
-        importer = Importer(read_people(tables[PERSON]), concepts, options.codes, options.before_birth, Used())
+        people = read_people(tables[PERSON])
+        importer = Importer(people, concepts, options.codes, options.before_birth, options.implausible_time, Used())
         with sharded(made, shards_for(n_rows)) as writer:
             by_table = _events(importer, tables, writer)
         subjects = importer.people.subjects()
         split = hash_splits(subjects, splits)
         about = {
-            "dataset_name": _name(tables, Path(folder)),
+            "dataset_name": _name(tables, folder),
             "etl_name": "ehrctx import omop",
             "etl_version": __version__,
         }
@@ -155,6 +176,7 @@ def import_omop(folder: Path, out: Path, options: OmopOptions, splits: HashSplit
         write_metadata(made, about, codes, split)
         shares = dict(split["split"].value_counts().iter_rows())
         facts |= {"subjects": len(subjects), "events": writer.n_events, "codes": codes.height, "tables": by_table}
+        facts["files"] = cdm.inventory.facts()
         facts["splits"] = {name: shares.get(name, 0) for name in SPLITS}
     empty = [name for name, n in facts["splits"].items() if not n]
     if empty:

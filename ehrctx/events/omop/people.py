@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.omop.columns import datetimes, integers
+from ehrctx.events.batches import Batch
+from ehrctx.events.columns import datetimes, integers
 from ehrctx.events.omop.concepts import Index
-from ehrctx.events.omop.read import Batch, Table, batches
+from ehrctx.events.omop.read import Table, batches
 from ehrctx.events.omop.tables import TRAITS
 
 BIRTH_COLUMNS = ("birth_datetime", "year_of_birth", "month_of_birth", "day_of_birth")

@@ -10,19 +10,23 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.batches import Batch
+from ehrctx.events.columns import datetimes, integers, numbers_or_texts, texts
+from ehrctx.events.limits import ENDING, IMPLAUSIBLE, is_implausible, usable_codes
 from ehrctx.events.meds import BEFORE_BIRTH, BIRTH
-from ehrctx.events.omop.columns import datetimes, integers, numbers, texts
 from ehrctx.events.omop.concepts import Concepts
 from ehrctx.events.omop.people import BIRTH_COLUMNS, TRAIT_COLUMNS, People, births_of
-from ehrctx.events.omop.read import Batch
 from ehrctx.events.omop.tables import OPERATORS, RANK, TRAITS, EventTable, Kind
+from ehrctx.events.units import is_missing_unit
 from ehrctx.events.writer import COLUMNS
 
 SCHEMA: dict[str, Any] = {**COLUMNS, "source_code": pl.String, "end": pl.Datetime("us")}
-DEATH, END = "MEDS_DEATH", "//END"
+DEATH, END = "MEDS_DEATH", ENDING
 UNMAPPED = "UNMAPPED"
 LARGEST = float(np.finfo(np.float32).max)
+MOST_TEXTS, FEW_TEXTS = 0.01, 10  # a share of value_as_number that may be texts, and how many always may
 COMPARATOR = r"^(<=|>=|<|>|≤|≥)"
+LEFT_OUT = ("no_person", "no_time", "implausible_time", "before_birth")  # the first reason counts
 VALUE_COLUMNS = (
     "value_as_number", "value_as_concept_id", "value_as_string", "value_source_value", "operator_concept_id",
     "unit_concept_id", "unit_source_value",
@@ -39,6 +43,24 @@ class Used:
     care_sites: set[int] = field(default_factory=set)
 
 
+@dataclass
+class Numbers:
+    """How many cells of one table's value_as_number are filled, and how many of these are no numbers."""
+
+    filled: int = 0
+    texts: int = 0
+    first: str = ""  # where the first of the latter is
+
+    def refuse(self) -> None:
+        """Raises InputError where so many are no numbers that the column must be written wrongly."""
+        if self.texts > FEW_TEXTS and self.texts > MOST_TEXTS * self.filled:
+            raise InputError(
+                f"{self.first}: value_as_number is not a number, here and in {self.texts / self.filled:.1%} of the "
+                f"rows that have one (at most {MOST_TEXTS:.0%} may be texts). Write numbers with a point and without "
+                f"unit, and put texts into value_as_string."
+            )
+
+
 @dataclass(frozen=True)
 class Importer:
     """What all batches share."""
@@ -47,7 +69,9 @@ class Importer:
     concepts: Concepts
     codes: Literal["standard", "source"]
     before_birth: Literal["refuse", "drop"]
+    implausible_time: Literal["refuse", "drop"]
     used: Used
+    numbers: dict[str, Numbers] = field(default_factory=dict)  # by table
 
 
 def _meds(rows: pl.DataFrame, table: str) -> pl.DataFrame:
@@ -93,7 +117,7 @@ def _ids(batch: Batch, column: str) -> pl.Series:
 def _codes(
     importer: Importer, batch: Batch, columns: tuple[str, str, str], unmapped: pl.Expr, prefix: str
 ) -> pl.DataFrame:
-    """(concept_id, code, source_code, unknown, unmapped) of each row.
+    """(concept_id, code, source_code, unknown, unmapped, altered) of each row.
 
     `columns` are those of the standard concept, of the source concept and of the source value. The code is that of the
     first concept which CONCEPT knows, the standard one before the source one or the other way round, else `unmapped`.
@@ -121,23 +145,30 @@ def _codes(
         .when(concept.is_not_null() & (pl.col("value") != bare))
         .then("value")
     )
-    return rows.select(
+    coded = rows.select(
         concept_id=pl.coalesce("1concept_id", "2concept_id"),
         code=pl.coalesce(pl.lit(prefix) + concept, unmapped),
         source_code=said,
         unknown=pl.col("missing"),
         unmapped=concept.is_null(),
     )
+    code, altered = usable_codes(coded["code"])
+    return coded.with_columns(code=code, altered=altered)
 
 
-def _values(importer: Importer, batch: Batch, counts: Counter[str]) -> pl.DataFrame:
+def _values(importer: Importer, batch: Batch, table: str, counts: Counter[str]) -> pl.DataFrame:
     """(numeric_value, text_value, unit) of each row."""
-    number = numbers(batch, "value_as_number")
+    stated = _numbers(importer, batch, table)
+    number = stated["number"]
     beyond = (number.abs() > LARGEST).fill_null(False)
     counts["number_beyond_float32"] += int(beyond.sum())
+    counts["number_as_text"] += stated["text"].count()
+    counts["number_with_comparator"] += stated["comparator"].count()
     rows = pl.DataFrame(
         {
             "number": number.set(beyond, None),
+            "no_number": stated["text"],
+            "comparator": stated["comparator"],
             "concept": importer.concepts.of(_ids(batch, "value_as_concept_id"))["name"],
             "string": texts(batch, "value_as_string"),
             "source": texts(batch, "value_source_value"),
@@ -152,13 +183,27 @@ def _values(importer: Importer, batch: Batch, counts: Counter[str]) -> pl.DataFr
     def in_words(column: str) -> pl.Expr:
         return pl.when(~pl.col(column).str.contains(r"\d")).then(column)
 
-    beside_number = pl.coalesce(operator, in_source, "concept", in_words("string"), in_words("source"))
+    beside_number = pl.coalesce(operator, "comparator", in_source, "concept", in_words("string"), in_words("source"))
+    without_number = pl.coalesce("no_number", "concept", "string", "source")
     has_number = pl.col("number").is_not_null()
+    unit_source = pl.when(~is_missing_unit(pl.col("unit_source"))).then("unit_source")
     return rows.select(
         numeric_value="number",
-        text_value=pl.when(has_number).then(beside_number).otherwise(pl.coalesce("concept", "string", "source")),
-        unit=pl.when(has_number).then(pl.coalesce("unit_code", "unit_source")),
+        text_value=pl.when(has_number).then(beside_number).otherwise(without_number),
+        unit=pl.when(has_number).then(pl.coalesce("unit_code", unit_source)),
     )
+
+
+def _numbers(importer: Importer, batch: Batch, table: str) -> pl.DataFrame:
+    """What value_as_number states, noted for `Numbers.refuse`."""
+    stated = numbers_or_texts(batch, "value_as_number")
+    noted = importer.numbers.setdefault(table, Numbers())
+    is_text = stated["text"].is_not_null()
+    if is_text.any() and not noted.texts:
+        noted.first = f"{batch.file}, row {batch.first + int(is_text.arg_true()[0]):,}"
+    noted.texts += int(is_text.sum())
+    noted.filled += int((is_text | stated["number"].is_not_null()).sum())
+    return stated
 
 
 def _checked(importer: Importer, batch: Batch, table: EventTable, counts: Counter[str]) -> pl.DataFrame:
@@ -170,34 +215,50 @@ def _checked(importer: Importer, batch: Batch, table: EventTable, counts: Counte
     rows = pl.DataFrame(
         {"subject_id": person, "at": at, "start": start, "end": end, "birth": importer.people.births.gather(at)}
     )
-    rows = rows.with_columns(
-        no_person=pl.col("at").is_null(),
-        no_time=pl.col("at").is_not_null() & pl.col("start").is_null(),
-        before_birth=(pl.col("start") < pl.col("birth") - BEFORE_BIRTH).fill_null(False),
-        clamped=(pl.col("start") < pl.col("birth")).fill_null(False),
-        # an end of which only the day is known, on the day of the start
-        late=(pl.col("end") < pl.col("start")) & (pl.col("end") == pl.col("start").dt.truncate("1d")),
-    ).with_columns(
-        keep=~(pl.col("no_person") | pl.col("no_time") | pl.col("before_birth")),
-        end=pl.when("late").then(pl.col("end").dt.offset_by("23h59m")).otherwise("end"),
+    rows = (
+        rows.with_columns(
+            no_person=pl.col("at").is_null(),
+            no_time=pl.col("at").is_not_null() & pl.col("start").is_null(),
+            implausible_time=pl.col("at").is_not_null() & is_implausible(pl.col("start")),
+            placeholder=is_implausible(pl.col("end")),
+            no_end=pl.col("end").is_null(),
+        )
+        .with_columns(
+            end=pl.when(~pl.col("placeholder")).then("end"),
+            before_birth=(
+                pl.col("at").is_not_null()
+                & ~pl.col("implausible_time")
+                & (pl.col("start") < pl.col("birth") - BEFORE_BIRTH)
+            ).fill_null(False),
+            clamped=(pl.col("start") < pl.col("birth")).fill_null(False),
+            # an end of which only the day is known, on the day of the start
+            late=(pl.col("end") < pl.col("start")) & (pl.col("end") == pl.col("start").dt.truncate("1d")),
+        )
+        .with_columns(
+            keep=~pl.any_horizontal(LEFT_OUT),
+            end=pl.when("late").then(pl.col("end").dt.offset_by("23h59m")).otherwise("end"),
+        )
     )
     # a start in the last minute of a day is its end
     rows = rows.with_columns(end=pl.when("late").then(pl.max_horizontal("start", "end")).otherwise("end"))
     rows = rows.with_columns(backwards=(pl.col("end") < pl.col("start")).fill_null(False))
+    if importer.implausible_time == "refuse":
+        batch.refuse(rows["implausible_time"], f"{table.start}_date or {table.start}_datetime {IMPLAUSIBLE}")
     if importer.before_birth == "refuse":
         batch.refuse(
             rows["before_birth"],
             f"the event is more than {BEFORE_BIRTH.days} days before the person's birth. Correct one of the two, or "
             f"drop such rows with --before-birth drop.",
         )
-    for reason in ("no_person", "no_time", "before_birth"):
+    for reason in LEFT_OUT:
         counts[f"left_out.{reason}"] += int(rows[reason].sum())
     kept = rows.filter("keep")
     counts["clamped_to_birth"] += int(kept["clamped"].sum())
     if table.end:
         counts["end_before_start"] += int(kept["backwards"].sum())
+        counts["end_is_placeholder"] += int(kept["placeholder"].sum())
         if table.kind is Kind.VISIT:
-            counts["without_end"] += int(kept["end"].is_null().sum())
+            counts["without_end"] += int(kept["no_end"].sum())
     time = pl.when("clamped").then("birth").otherwise("start")
     ended = pl.when(~pl.col("backwards")).then(pl.max_horizontal("end", time))
     return rows.select("subject_id", "at", "keep", time=time, end=pl.when(pl.col("end").is_not_null()).then(ended))
@@ -219,7 +280,7 @@ def _read(importer: Importer, table: EventTable, batch: Batch, counts: Counter[s
     else:
         unmapped, value = pl.lit(f"{UNMAPPED}/{table.name}/") + pl.col("value"), table.source_value
     codes = _codes(importer, batch, (table.concept, table.source_concept, value), unmapped, table.prefix)
-    values = [_values(importer, batch, counts)] if table.valued else []
+    values = [_values(importer, batch, table.name, counts)] if table.valued else []
     places = {"visit_id": _ids(batch, "visit_occurrence_id"), "care_site": _ids(batch, "care_site_id")}
     rows = pl.concat([checked, codes, *values, pl.DataFrame(places)], how="horizontal").filter("keep")
     counts["unknown_concept"] += int(rows["unknown"].sum())
@@ -266,7 +327,9 @@ def events_of(
     if table.placed:
         found.append(_care_sites(importer, rows))
     counts["rows"] += batch.rows.height
+    counts["rows_imported"] += rows.height if table.kind is Kind.DEATH else coded.height
     counts["unmapped"] += int(coded["unmapped"].sum())
+    counts["code_altered"] += int(coded["altered"].sum())
     counts["events"] += sum(frame.height for frame, _ in found)
     for frame, _ in found:
         importer.people.seen[frame["at"].to_numpy()] = True
@@ -290,6 +353,7 @@ def person_events(importer: Importer, batch: Batch, counts: Counter[str]) -> lis
         counts[f"without_{trait}"] += int(rows["code"].is_null().sum())
         coded = rows.filter(pl.col("code").is_not_null())
         counts["unmapped"] += int(coded["unmapped"].sum())
+        counts["code_altered"] += int(coded["altered"].sum())
         _remember(importer, coded, "")
         found.append(coded)
     births = pl.DataFrame({"subject_id": person, "time": births_of(batch)}).drop_nulls("time")
@@ -297,8 +361,10 @@ def person_events(importer: Importer, batch: Batch, counts: Counter[str]) -> lis
     if births.height:
         importer.used.others.add(BIRTH)
     found.append(births.with_columns(code=pl.lit(BIRTH)))
-    for rows in found:
-        importer.people.seen[importer.people.index.positions(rows["subject_id"]).to_numpy()] = True
+    known = pl.concat([rows["subject_id"] for rows in found]).unique()
+    importer.people.seen[importer.people.index.positions(known).to_numpy()] = True
+    counts["rows_imported"] += len(known)
+    counts["left_out.nothing_known"] += len(person) - len(known)
     frames = [(_meds(rows, "person"), RANK["birth"]) for rows in found if rows.height]
     counts["events"] += sum(frame.height for frame, _ in frames)
     return frames

@@ -78,6 +78,16 @@ REQUIRED = {
 }
 TABLES = (*REQUIRED, *(table.name for table in EVENT_TABLES), ANCESTOR, RELATIONSHIP, CARE_SITE, SOURCE)
 
+# What else the CDM, its vocabulary's download and OHDSI's tools call a table; these give no events.
+OTHER_TABLES = (
+    "note", "note_nlp", "cost", "drug_era", "dose_era", "condition_era", "episode", "episode_event", "specimen",
+    "payer_plan_period", "observation_period", "fact_relationship", "location", "location_history", "provider",
+    "survey_conduct", "image_occurrence", "image_feature", "metadata", "cohort", "cohort_definition",
+    "cohort_attribute", "attribute_definition", "drug_strength", "vocabulary", "domain", "concept_class",
+    "relationship", "concept_synonym", "concept_cpt4", "source_to_concept_map", "source_to_source_vocab_map",
+    "source_to_standard_vocab_map", "achilles_analysis", "achilles_results", "achilles_results_dist",
+)  # fmt: skip
+
 # Static events: column stems of PERSON, which is also what UNMAPPED codes call them.
 TRAITS = ("gender", "race", "ethnicity")
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import polars as pl
 
-from ehrctx.events.omop.read import Batch
+from ehrctx.events.batches import Batch
+from ehrctx.events.units import is_missing_unit
 
-MISSING = ("", "NULL", r"\N")  # how exports of databases write that there is nothing
+MISSING = ("", "NULL", r"\N")  # how exports of databases write that there is no text: NA may be a name
+COMPARED = r"^(<=|>=|<|>|≤|≥)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)$"
+# What follows a time: a zone, or an offset from UTC.
+ZONE = r"(?i)^(.*\d[ t]\d{2}:\d{2}[\d:.]*) ?(?:utc|z|[+-]\d{2}(?::?\d{2})?)$"
 # The likely ones first, which polars parses fastest.
 TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y%m%d")
 
@@ -20,6 +24,12 @@ def _text(column: pl.Series) -> pl.Series:
     return stripped.set(stripped.is_in(MISSING), None)
 
 
+def _stated(text: pl.Series) -> pl.Series:
+    """Texts that are no number, id or time: null where they say that there is none, as R's NA and pandas' NaT do."""
+    is_missing = is_missing_unit(pl.lit(text)) | (pl.lit(text).str.to_lowercase() == "nat").fill_null(True)
+    return text.set(pl.select(is_missing).to_series(), None)
+
+
 def texts(batch: Batch, column: str) -> pl.Series:
     """A column as text; nulls where the file has no such column."""
     if column not in batch.rows.columns:
@@ -27,18 +37,32 @@ def texts(batch: Batch, column: str) -> pl.Series:
     return _text(batch.rows[column])
 
 
-def numbers(batch: Batch, column: str) -> pl.Series:
-    """A column as float64; nulls where the file has no such column."""
+def numbers_or_texts(batch: Batch, column: str) -> pl.DataFrame:
+    """(number float64, comparator, text) of a column of numbers: `>100` is 100 and ">".
+
+    What is no number is in `text`, and there alone. Nulls where the file has no such column.
+    """
+    schema = {"number": pl.Float64, "comparator": pl.String, "text": pl.String}
     if column not in batch.rows.columns:
-        return pl.Series(column, [None] * batch.rows.height, pl.Float64)
+        return pl.DataFrame({name: pl.Series([None] * batch.rows.height, dtype=t) for name, t in schema.items()})
     raw = batch.rows[column]
-    raw = raw if raw.dtype.is_numeric() or raw.dtype == pl.Null else _text(raw)
+    is_text = not (raw.dtype.is_numeric() or raw.dtype == pl.Null)
+    raw = _text(raw) if is_text else raw
     number = raw.cast(pl.Float64, strict=False)
-    batch.refuse(
-        (raw.is_not_null() & number.is_null()) | number.is_infinite(),
-        f"{column} is not a number. Write it with a point and without unit, or leave it empty.",
+    other = raw.is_not_null() & number.is_null()
+    if other.any():
+        other &= _stated(raw.cast(pl.String).set(~other, None)).is_not_null()
+    rows = pl.DataFrame({"number": number.fill_nan(None)}).with_columns(
+        comparator=pl.lit(None, pl.String), text=pl.lit(None, pl.String)
     )
-    return number.fill_nan(None)  # pandas writes NaN for nothing
+    if not other.any():
+        return rows
+    written = raw.cast(pl.String).set(~other, None)
+    compared = written.str.extract(COMPARED, 2).cast(pl.Float64, strict=False)
+    comparator = written.str.extract(COMPARED, 1).replace({"≤": "<=", "≥": ">="}).set(compared.is_null(), None)
+    return rows.with_columns(
+        number=pl.coalesce("number", compared), comparator=comparator, text=written.set(compared.is_not_null(), None)
+    )
 
 
 def integers(batch: Batch, column: str) -> pl.Series:
@@ -55,6 +79,7 @@ def integers(batch: Batch, column: str) -> pl.Series:
         raw = _text(raw)
         whole = raw.cast(pl.Int64, strict=False)
         if (raw.is_not_null() & whole.is_null()).any():  # pandas writes a point where other rows are missing
+            raw = _stated(raw)
             whole = raw.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
     batch.refuse(raw.is_not_null() & whole.is_null(), f"{column} is not a whole number of 64 bits. Correct it.")
     return whole.alias(column)
@@ -71,8 +96,9 @@ def _parsed(text: pl.Series) -> pl.Series:
 
 
 def datetimes(batch: Batch, column: str) -> pl.Series:
-    """A column as datetime[us], dates at 00:00; nulls where the file has no such column. Zones are taken off: the CDM's
-    times are local ones, and a database that knows no local times labels them UTC."""
+    """A column as datetime[us], dates at 00:00; nulls where the file has no such column. Zones and offsets are taken
+    off, whatever they are: a time is that of the clock on the wall, and a database that knows no local times labels
+    them UTC."""
     us = pl.Datetime("us")
     if column not in batch.rows.columns:
         return pl.Series(column, [None] * batch.rows.height, us)
@@ -83,12 +109,12 @@ def datetimes(batch: Batch, column: str) -> pl.Series:
         return raw.cast(us)
     text = _text(raw)
     time = _parsed(text)
-    rest = text.set(time.is_not_null(), None)
-    if rest.null_count() < len(rest):
-        plain = rest.str.replace(r"( ?UTC|Z|[+-]00(:?00)?)$", "").str.replace("T", " ", literal=True)
+    if time.null_count() > text.null_count():
+        rest = _stated(text.set(time.is_not_null(), None))
+        plain = rest.str.replace(ZONE, "$1").str.replace("(?i)t", " ")
         time = time.zip_with(rest.is_null(), _parsed(plain))
-    batch.refuse(
-        text.is_not_null() & time.is_null(),
-        f"{column} is not a date or a date-time. Write it as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.",
-    )
+        batch.refuse(
+            rest.is_not_null() & time.is_null(),
+            f"{column} is not a date or a date-time. Write it as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.",
+        )
     return time.alias(column)

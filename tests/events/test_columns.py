@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from ehrctx.errors import InputError
-from ehrctx.events.omop.columns import datetimes, integers, numbers, texts
-from ehrctx.events.omop.read import Batch
+from ehrctx.events.batches import Batch
+from ehrctx.events.columns import datetimes, integers, numbers_or_texts, texts
 
 NOON = datetime(2020, 2, 29, 12)
 DAY = datetime(2020, 2, 29)
@@ -31,7 +31,22 @@ def batch(values, dtype=pl.String):
         (" 2020-02-29 12:00 ", NOON),
         ("2020-02-29 12:00:00.000000", NOON),
         ("2020-02-29 12:00:00.25", NOON.replace(microsecond=250_000)),
+        ("2020-02-29 12:00:00.0000000", NOON),
+        ("2020-02-29 12:00:00.123456789", NOON.replace(microsecond=123_456)),
+        *((f"2020-02-29 12:00:00.{'0' * digits}", NOON) for digits in range(1, 10)),
+        # offsets are taken off: the clock on the wall
+        ("2020-02-29 12:00:00.0000000 +00:00", NOON),
+        ("2020-02-29 12:00:00.0000000 +05:30", NOON),
+        ("2020-02-29 12:00:00 -0500", NOON),
+        ("2020-02-29T12:00:00.5-05", NOON.replace(microsecond=500_000)),
+        ("2020-02-29T12:00Z", NOON),
+        ("2020-02-29t12:00:00z", NOON),
+        ("2020-02-29 12:00 utc", NOON),
         ("2020-02-29", DAY),
+        ("NA", None),
+        ("NaT", None),
+        ("None", None),
+        ("n/a", None),
         ("20200229", DAY),
         ("", None),
         ("NULL", None),
@@ -46,7 +61,19 @@ def test_times_as_text(written, meant):
 
 
 @pytest.mark.parametrize(
-    "written", ["29/02/2020", "2020-02-30", "2020-02-29 25:00:00", "12:00", "2020-02-29 12:00:00+05:00", "soon", "2020"]
+    "written",
+    [
+        "29/02/2020",
+        "2020-02-30",
+        "2020-02-29 25:00:00",
+        "12:00",
+        "1/2/2020",
+        "1/2/2020 09:00",
+        "soon",
+        "2020",
+        "2020-02-30-05",
+        "20200229-05",
+    ],
 )
 def test_what_is_no_time_is_refused_by_row(written):
     with pytest.raises(InputError) as caught:
@@ -70,6 +97,9 @@ def test_times_as_types():
         (["12", None, "-3"], pl.String),
         (["12.0", "", "-3"], pl.String),
         (["12.", "NULL", " -3.00"], pl.String),
+        (["12", "NA", "-3"], pl.String),
+        (["12", " nan", "-3"], pl.String),
+        (["12", "<NA>", "-3"], pl.String),
         ([12.0, float("nan"), -3.0], pl.Float64),
         ([12, None, -3], pl.Int32),
         ([Decimal("12.00"), None, Decimal(-3)], pl.Decimal(20, 2)),
@@ -79,9 +109,10 @@ def test_ids(values, dtype):
     read = integers(batch(values, dtype), "x")
     assert read.to_list() == [12, None, -3]
     assert read.dtype == pl.Int64
-    number = numbers(batch(values, dtype), "x")
-    assert number.to_list() == [12, None, -3]
-    assert number.dtype == pl.Float64
+    stated = numbers_or_texts(batch(values, dtype), "x")
+    assert stated["number"].to_list() == [12, None, -3]
+    assert stated["number"].dtype == pl.Float64
+    assert stated["comparator"].null_count() == stated["text"].null_count() == 3
 
 
 @pytest.mark.parametrize(
@@ -93,20 +124,47 @@ def test_what_is_no_id_is_refused_by_row(values, dtype):
         integers(batch(values, dtype), "x")
 
 
-def test_numbers_as_text():
-    assert numbers(batch(["1e3", "-.5", "nan", " 7 ", ""]), "x").to_list() == [1000, -0.5, None, 7, None]
-    for wrong in ("1,000", "5 mg", "-inf"):
-        with pytest.raises(InputError, match=r"row 102: x is not a number"):
-            numbers(batch(["1", wrong]), "x")
+@pytest.mark.parametrize(
+    ("written", "number", "comparator", "text"),
+    [
+        ("1e3", 1000, None, None),
+        ("-.5", -0.5, None, None),
+        (" 7 ", 7, None, None),
+        ("", None, None, None),
+        *((missing, None, None, None) for missing in ("nan", "NA", "N/A", "NULL", "None", r"\N")),
+        (">100", 100, ">", None),
+        ("<= 5", 5, "<=", None),
+        ("≥1.5e2", 150, ">=", None),
+        ("≤-.5", -0.5, "<=", None),
+        ("< 7.", 7, "<", None),
+        ("1,5", None, None, "1,5"),
+        ("1,000", None, None, "1,000"),
+        ("5 mg", None, None, "5 mg"),
+        ("> 5 mg", None, None, "> 5 mg"),
+        (">>5", None, None, ">>5"),
+        ("negative", None, None, "negative"),
+    ],
+)
+def test_numbers_as_text(written, number, comparator, text):
+    for values in ([written], ["1", written, "2"]):
+        rows = numbers_or_texts(batch(values), "x").rows()
+        assert rows[len(values) // 2] == (number, comparator, text)
+        assert [row[0] for row in rows] == ([number] if len(values) == 1 else [1, number, 2])
+
+
+def test_what_is_missing_in_a_text():
+    """NA may be a name: there it is one."""
+    written = ["NA", "", "NULL", r"\N", "None", "n/a", "x"]
+    assert texts(batch(written), "x").to_list() == ["NA", None, None, None, "None", "n/a", "x"]
 
 
 def test_a_column_that_is_not_there_is_empty():
     there = batch(["1", "2"])
     for read, dtype in (
         (texts, pl.String),
-        (numbers, pl.Float64),
         (integers, pl.Int64),
         (datetimes, pl.Datetime("us")),
     ):
         column = read(there, "y")
         assert (column.to_list(), column.dtype) == ([None, None], dtype)
+    assert numbers_or_texts(there, "y").rows() == [(None, None, None)] * 2
