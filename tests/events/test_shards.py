@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
-from ehrctx.events.meds import LONGEST_CODE, open_dataset, subjects_in_two_shards, violations_of
+from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import DatasetProfile
+from ehrctx.events.rules import LONGEST_CODE, subjects_in_two_shards, violations_of
 from ehrctx.events.shards import read_shard
 
 PLAIN = DatasetProfile(name="plain")
