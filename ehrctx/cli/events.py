@@ -8,27 +8,45 @@ from typing import Annotated
 
 import typer
 
+from ehrctx.cli.datasets import tell_files
 from ehrctx.cli.verbs import Data, Out, app, print_facts
 from ehrctx.errors import InputError
 
 
 @app.command()
 def check(
-    data: Data, out: Annotated[Path | None, typer.Option(help="also write the summary as JSON to this file")] = None
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="also write the summary as JSON to this file")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="check what this profile names, too: one in pipelines/datasets/, or a path")
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="check this table of splits instead of the data set's own")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="also list the files that are ignored by rule")] = False,
 ) -> None:
-    """Print what a MEDS data set holds, and every rule of MEDS that it breaks, with file and row."""
+    """Print what a MEDS data set holds, every rule that it breaks, with file and row, and what is unusual in it.
+
+    What `tokenize` or `label` would refuse is named here first; give them the same profile and table of splits.
+    """
     from ehrctx.artifacts import new_file
+    from ehrctx.configuration import load
     from ehrctx.events.check import check as run
     from ehrctx.events.meds import open_dataset
+    from ehrctx.events.profile import DatasetProfile, find_profile
+    from ehrctx.study import Privacy
 
-    summary, violations = run(open_dataset(data))
+    tell_files(data, verbose)
+    chosen = load(DatasetProfile, find_profile(profile)) if profile is not None else None
+    warnings: list[str] = []
+    summary, violations = run(open_dataset(data), chosen, splits, Privacy(), warnings.append)
     print_facts(summary)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     for violation in violations:
         typer.echo(f"violation: {violation}", err=True)
     if violations:
-        raise InputError(
-            f"{data} breaks {len(violations)} rule(s) of MEDS, listed above. Mend the files and check again."
-        )
+        raise InputError(f"{data} breaks {len(violations)} rule(s), listed above. Fix the files and check again.")
     if out is not None:
         with new_file(out) as partial:
             partial.write_text(json.dumps({"name": data.name, **summary}, indent=1) + "\n")
@@ -67,10 +85,11 @@ def split(
     from ehrctx.configuration import settings
     from ehrctx.events.meds import open_dataset
     from ehrctx.events.splits import subject_splits
-    from ehrctx.study import HashSplits
+    from ehrctx.study import HashSplits, Privacy
 
+    tell_files(data)
     chosen = None if splits in ("given", '"given"') else settings(HashSplits, splits, "--splits")
-    table = subject_splits(open_dataset(data), chosen)
+    table = subject_splits(open_dataset(data), chosen, Privacy())
     with new_file(out) as partial:
         table.write_parquet(partial)
     print_facts(dict(table["split"].value_counts(sort=True).iter_rows()))

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ehrctx.cli.datasets import Profile, profile_for
 from ehrctx.cli.verbs import (
     Data,
     LabelsFolder,
     Out,
-    Profile,
     Settings,
     SplitsFile,
     Store,
@@ -27,12 +27,12 @@ def groups(
     data: Data,
     labels: LabelsFolder,
     out: Out,
-    profile: Profile = "simulated",
+    profile: Profile = None,
 ) -> None:
     """Write to which groups (age, sex, what the profile names) each subject belongs at each prediction time."""
     from ehrctx.probe.groups import write_groups
 
-    print_facts(write_groups(data, profile, labels, out))
+    print_facts(write_groups(data, profile_for(data, profile), labels, out))
 
 
 @app.command()

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ehrctx.cli.verbs import Data, Out, Profile, SplitsFile, app, print_facts
+from ehrctx.cli.datasets import Profile, profile_for, tell_files
+from ehrctx.cli.verbs import Data, Out, SplitsFile, app, print_facts
 
 Tokenizer = Annotated[
     str | None,
@@ -56,7 +57,7 @@ def tokenize(
     splits: SplitsFile,
     out: Out,
     tokenizer: Tokenizer = None,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     threads: Threads = 2,
     vocabulary: Vocabulary = None,
     adapt: Adapt = False,
@@ -65,8 +66,9 @@ def tokenize(
     """Fit the vocabulary on the train split and turn every subject's events into an integer timeline."""
     from ehrctx.timelines.build import build_timelines
 
-    existing = _existing(vocabulary, adapt, extend)
-    _print_timelines(build_timelines(data, profile, splits, tokenizer, out, threads, existing), out)
+    existing, chosen = _existing(vocabulary, adapt, extend), profile_for(data, profile)
+    tell_files(data)
+    _print_timelines(build_timelines(data, chosen, splits, tokenizer, out, threads, existing), out)
 
 
 @app.command()
@@ -75,13 +77,13 @@ def count(
     splits: SplitsFile,
     out: Out,
     part: Annotated[str, typer.Option(help="which part of the data set: 2-of-8")],
-    profile: Profile = "simulated",
+    profile: Profile = None,
     threads: Threads = 2,
 ) -> None:
     """Step 1 of tokenize on a cluster: one part's events as integers, and their statistics; of any tokenizer."""
     from ehrctx.timelines.parts import count_part
 
-    print_facts(count_part(data, profile, splits, part, out, threads))
+    print_facts(count_part(data, profile_for(data, profile), splits, part, out, threads))
 
 
 @app.command()
@@ -91,7 +93,7 @@ def fit(
     counted: Annotated[list[Path], typer.Option(help="folders that `ehrctx count` wrote, of all parts; repeat")],
     out: Out,
     tokenizer: Tokenizer = None,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     vocabulary: Vocabulary = None,
     adapt: Adapt = False,
     extend: Extend = 0,
@@ -99,8 +101,8 @@ def fit(
     """Step 2: the vocabulary, fitted on the train split of all parts."""
     from ehrctx.timelines.parts import fit_parts
 
-    existing = _existing(vocabulary, adapt, extend)
-    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out, existing))
+    existing, chosen = _existing(vocabulary, adapt, extend), profile_for(data, profile)
+    print_facts(fit_parts(data, chosen, splits, tokenizer, counted, out, existing))
 
 
 @app.command()
@@ -110,13 +112,13 @@ def encode(
     counted: Annotated[Path, typer.Option(help="folder that `ehrctx count` wrote")],
     vocabulary: Fitted,
     out: Out,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     threads: Threads = 2,
 ) -> None:
     """Step 3: one part's tokens."""
     from ehrctx.timelines.parts import encode_part
 
-    print_facts(encode_part(data, profile, splits, counted, vocabulary, out, threads))
+    print_facts(encode_part(data, profile_for(data, profile), splits, counted, vocabulary, out, threads))
 
 
 @app.command()
@@ -126,12 +128,12 @@ def gather(
     vocabulary: Fitted,
     encoded: Annotated[list[Path], typer.Option(help="folders that `ehrctx encode` wrote, of all parts; repeat")],
     out: Out,
-    profile: Profile = "simulated",
+    profile: Profile = None,
 ) -> None:
     """Step 4: the timelines of all parts, in one folder."""
     from ehrctx.timelines.parts import gather_parts
 
-    _print_timelines(gather_parts(data, profile, splits, vocabulary, encoded, out), out)
+    _print_timelines(gather_parts(data, profile_for(data, profile), splits, vocabulary, encoded, out), out)
 
 
 @app.command()

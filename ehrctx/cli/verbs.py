@@ -36,7 +36,7 @@ Store = Annotated[Path | None, typer.Option(help="MLflow's SQLite file; no track
 COUNTED = {
     "labels", "positive", "left_out", "without_features", "without_timeline", "zero_or_undefined", "subjects", "rows",
     "subjects_without_token", "events_by_outcome", "events_before_origin", "train", "tuning", "held_out",
-    "prediction_times", "unmatched", "tables",
+    "prediction_times", "unmatched", "tables", "births_too_early",
 }  # fmt: skip
 
 

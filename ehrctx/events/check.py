@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,14 +24,6 @@ from ehrctx.study import Privacy
 
 PATTERNS_NAMED = 5
 NO_EVENTS = Rule("no file in it has rows.", "Give a data set with events.")
-
-
-class Checked(NamedTuple):
-    """The summary of a data set (see `check`), the rules that it breaks, and what is unusual, but can be read."""
-
-    summary: dict[str, Any]
-    violations: list[Violation]
-    warnings: list[str]
 
 
 @dataclass
@@ -162,10 +154,12 @@ def check(
     profile: DatasetProfile | None = None,
     splits: Path | None = None,
     privacy: Privacy = DEFAULT_PRIVACY,
-) -> Checked:
-    """Aggregates of the whole data set, all violations, and warnings. Reads one piece at a time.
+    warn: Callable[[str], object] = lambda sentence: None,
+) -> tuple[dict[str, Any], list[Violation]]:
+    """Aggregates of the whole data set, and all violations. Reads one piece at a time.
 
     With a `profile`, what it names is checked as well; `splits` is the file of another table than the data set's own.
+    `warn` is called with a sentence on whatever is unusual, but can be read.
     The summary has: files, subjects, events, codes, first_year and last_year (in which at least as many subjects have
     events as `privacy` asks for), events_per_subject (median, p90, p99), with_numeric_value, with_text_value, static
     (shares of events).
@@ -181,12 +175,14 @@ def check(
     present = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(ids for _, ids in totals.subjects)]))
     wrong_splits, absent = _check_splits(dataset, splits, present, privacy)
     violations += wrong_splits
-    warnings = [absent] if absent else []
+    if absent:
+        warn(absent)
     if totals.births_ignored:
-        warnings.append(
+        warn(
             f"{privacy.shown(totals.births_ignored)} subjects were born more than 136 years before their last event: "
             f"their birth, and so their age, counts as unknown."
         )
     if profile is not None:
-        warnings += unmatched_patterns(profile, totals.codes)
-    return Checked(totals.summary(len(dataset.shards), privacy), violations, warnings)
+        for sentence in unmatched_patterns(profile, totals.codes):
+            warn(sentence)
+    return totals.summary(len(dataset.shards), privacy), violations

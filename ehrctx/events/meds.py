@@ -8,7 +8,6 @@ Source: https://github.com/Medical-Event-Data-Standard/meds
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.events.parquet import read_parquet
+from ehrctx.events.profile import ABOUT_FILE
 from ehrctx.events.rules import BEFORE_BIRTH as BEFORE_BIRTH
 from ehrctx.events.rules import BIRTH as BIRTH
 from ehrctx.events.rules import SPLITS as SPLITS
@@ -26,8 +26,6 @@ from ehrctx.inventory import Inventory, files_below
 
 SPLITS_FILE = Path("metadata/subject_splits.parquet")
 CODES_FILE = Path("metadata/codes.parquet")
-ABOUT_FILE = Path("metadata/dataset.json")
-SIMULATED = "ehrctx simulated cohort"  # the name that `ehrctx simulate` writes into ABOUT_FILE
 CODES: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
 REMEDY = "Write events as parquet files below data/, and move what is not part of the data set elsewhere."
 # Formats of tables whose folders hold old versions beside the current one: what marks them, and their name.
@@ -77,8 +75,8 @@ def _refuse_table_format(root: Path, files: list[Path]) -> None:
             name = "Apache Iceberg"
         if name:
             raise InputError(
-                f"{root} holds a table of {name} ({below.as_posix()}), whose folder has old versions of the rows beside "
-                f"the current ones. Write the current version as plain parquet files, and give their folder."
+                f"{root} holds a table of {name} ({below.as_posix()}), whose folder has old rows beside current ones. "
+                f"Write the current version as plain parquet files, and give their folder."
             )
 
 
@@ -113,15 +111,6 @@ def open_dataset(root: Path) -> Dataset:
         raise InputError(f"{root} holds no data/**/*.parquet{instead}. Give the folder of a MEDS data set.")
     _refuse_same_file(root, shards)
     return Dataset(root, shards, inventory)
-
-
-def is_simulated(root: Path) -> bool:
-    """Whether `ehrctx simulate` wrote the data set in the folder `root`."""
-    try:
-        about = json.loads((Path(root) / ABOUT_FILE).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and about.get("dataset_name") == SIMULATED
 
 
 def _codes_of(file: Path, name: str) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Other people's parquet files, opened in one place, so that all readers see the same times and refuse the same files."""
+"""Parquet files that others wrote, opened in one place: all readers see the same times and refuse the same files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_parquet(file: Path, name: str, read_dictionary: list[str] | None = None
     """
     try:
         opened = pq.ParquetFile(file, read_dictionary=read_dictionary, coerce_int96_timestamp_unit="us")
-        opened.schema_arrow.names  # noqa: B018: raises where a name is not UTF-8
+        _ = opened.schema_arrow.names  # raises where a name is not UTF-8
     except _ERRORS as error:
         raise _unreadable(name, error) from None
     return opened

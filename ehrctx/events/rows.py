@@ -69,14 +69,14 @@ class Rows:
 def text_columns(schema: pa.Schema, profile: DatasetProfile) -> list[str]:
     """The columns that are read as dictionaries."""
     wanted = dict.fromkeys(("code", "text_value", profile.unit_column))
-    return [name for name in wanted if name in schema.names and is_text(schema.field(name).type)]
+    return [str(name) for name in wanted if name in schema.names and is_text(schema.field(name).type)]
 
 
 def columns_of(schema: pa.Schema, profile: DatasetProfile, visits: bool) -> list[str]:
     """The columns that are read: MEDS's own, and those that the profile names."""
     named = (profile.unit_column, profile.visit_column if visits else None)
     wanted = dict.fromkeys(("subject_id", "time", "code", "numeric_value", "text_value", *named))
-    return [name for name in wanted if name in schema.names]
+    return [str(name) for name in wanted if name in schema.names]
 
 
 def _coded(column: pa.ChunkedArray) -> Coded:

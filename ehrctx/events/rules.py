@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import polars as pl
@@ -138,8 +138,8 @@ def _times(birth: str) -> dict[str, pl.Expr]:
     first = time.filter(is_event).min().over(subject)
     middle = time.filter(is_event).median().over(subject)
     # the end that is farther from most events is the wrong one
-    is_apart = pl.when(middle - first > last - middle).then(time < last - LONGEST_LIFE)
-    is_apart = is_apart.otherwise(time > first + LONGEST_LIFE)
+    is_first_wrong = middle - first > last - middle
+    is_apart = pl.when(is_first_wrong).then(time < last - LONGEST_LIFE).otherwise(time > first + LONGEST_LIFE)
     return {
         "placeholder": is_placeholder,
         "before_birth": is_event & (time < born - BEFORE_BIRTH),
@@ -201,13 +201,14 @@ def _is_text_or_null(dtype: pl.DataType) -> bool:
 
 def wrong_codes(codes: pl.DataFrame, file: str) -> list[Violation]:
     """Every column of metadata/codes.parquet that is missing or of a wrong type; columns without rows have none."""
+
+    def is_list(dtype: pl.DataType) -> bool:
+        return isinstance(dtype, pl.List | pl.Array) and _is_text_or_null(cast(pl.DataType, dtype.inner))
+
     checks: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
         "code": (_is_text_or_null, "a string"),
         "description": (_is_text_or_null, "a string"),
-        "parent_codes": (
-            lambda t: t == pl.Null or (isinstance(t, pl.List | pl.Array) and _is_text_or_null(t.inner)),
-            "a list of strings",
-        ),
+        "parent_codes": (lambda t: t == pl.Null or is_list(t), "a list of strings"),
     }
     if "code" not in codes.columns:
         return [of_file(file, Rule("the column 'code' is missing.", AS_MEDS))]

@@ -71,8 +71,8 @@ def _refuse_empty_split(dataset: Dataset, table: pl.DataFrame, given: pl.DataFra
     listed = int((given["split"] == empty).sum())
     if table.height < len(SPLITS) and not listed:
         raise InputError(
-            f"{dataset.root} has events of fewer than {len(SPLITS)} subjects, and each split needs one at least. Give a "
-            f"larger data set."
+            f"{dataset.root} has events of fewer than {len(SPLITS)} subjects, and each split needs one at least. Give "
+            f"a larger data set."
         )
     if listed:
         problem = f"{SPLITS_FILE} lists {privacy.shown(listed)} subjects of it, and none has events in data/."
@@ -86,9 +86,7 @@ def _refuse_empty_split(dataset: Dataset, table: pl.DataFrame, given: pl.DataFra
     raise InputError(f"the split {empty!r} is empty: {problem} {remedy}")
 
 
-def subject_splits(
-    dataset: Dataset, splits: HashSplits | None, privacy: Privacy = DEFAULT_PRIVACY
-) -> pl.DataFrame:
+def subject_splits(dataset: Dataset, splits: HashSplits | None, privacy: Privacy = DEFAULT_PRIVACY) -> pl.DataFrame:
     """(subject_id, split) of every subject with events, sorted by subject_id: the data set's own table, or `splits`.
 
     Subjects that the table does not have are split by WITHOUT, and this is said; so is how many of its subjects have no

@@ -73,14 +73,14 @@ def test_summary_against_a_plain_count(write_meds, tmp_path):
     frames = [events_of(*range(1, 9), seed=1), events_of(*range(20, 33), seed=2), events_of(40, seed=3)]
     frames[2] = frames[2].drop("numeric_value", "text_value")
     dataset = open_dataset(write_meds(tmp_path, {"train/0": frames[0], "train/1": frames[1], "tuning/0": frames[2]}))
-    summary, found, _ = check(dataset)
+    summary, found = check(dataset)
     assert found == []
     assert summary == plain_count(frames)
 
 
 def test_real_demo_breaks_no_rule_and_has_the_known_size(mimic_demo):
     dataset = open_dataset(mimic_demo)
-    summary, found, _ = check(dataset)
+    summary, found = check(dataset)
     assert found == []
     assert (summary["subjects"], summary["events"], summary["codes"]) == (100, 916_166, 7_035)
     ids = [pl.read_parquet(f, columns=["subject_id"])["subject_id"].to_list() for f in dataset.shards]
@@ -91,7 +91,7 @@ def test_real_demo_breaks_no_rule_and_has_the_known_size(mimic_demo):
 
 def test_subject_in_two_shards(write_meds, tmp_path):
     shards = {"a": events_of(SECRET, 2), "b": events_of(3), "c": events_of(SECRET, 4)}
-    _, found, _ = check(open_dataset(write_meds(tmp_path, shards)))
+    _, found = check(open_dataset(write_meds(tmp_path, shards)))
     assert [v.file for v in found] == ["data/c.parquet"]
     assert "1 of its subjects are in an earlier file too" in str(found[0])
     assert str(SECRET) not in str(found[0])
@@ -105,7 +105,7 @@ def test_splits_table_is_checked(write_meds, tmp_path):
         }
     )
     folder = write_meds(tmp_path, {"0": events_of(1, SECRET, 3)}, table)
-    _, found, _ = check(open_dataset(folder))
+    _, found = check(open_dataset(folder))
     assert [(v.file, v.rows) for v in found] == [("metadata/subject_splits.parquet", rows) for rows in ((3, 5), (4,))]
     assert "split is not train, tuning or held_out" in str(found[0])
     assert "a subject is listed twice" in str(found[1])
@@ -127,7 +127,7 @@ def test_splits_table_is_checked(write_meds, tmp_path):
     ],
 )
 def test_splits_table_with_wrong_columns(write_meds, tmp_path, table, words):
-    _, found, _ = check(open_dataset(write_meds(tmp_path, {"0": events_of(1)}, table)))
+    _, found = check(open_dataset(write_meds(tmp_path, {"0": events_of(1)}, table)))
     assert len(found) == 1
     assert words in str(found[0])
 
@@ -138,7 +138,7 @@ def test_all_violations_of_all_files_are_listed(write_meds, tmp_path):
         {"subject_id": [1, 1, None], "time": [day, datetime(2020, 1, 1), day], "code": ["A", "", "B"]}
     )
     missing = pl.DataFrame({"subject_id": [2], "code": ["A"]})
-    _, found, _ = check(open_dataset(write_meds(tmp_path, {"a": unsorted, "b": missing, "c": events_of(3)})))
+    _, found = check(open_dataset(write_meds(tmp_path, {"a": unsorted, "b": missing, "c": events_of(3)})))
     assert [(v.file, v.rows) for v in found] == [
         ("data/a.parquet", (3,)),
         ("data/a.parquet", (2,)),

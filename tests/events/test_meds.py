@@ -150,13 +150,16 @@ def test_only_the_first_rows_are_named_and_the_rest_counted():
             "expected a date-time without time zone",
         ),
         (lambda f: f.with_columns(code=pl.lit(3)), "the column 'code' is int32, expected a string"),
-        (lambda f: f.cast({"numeric_value": pl.String}), "the column 'numeric_value' is large_string, expected a number"),
+        (
+            lambda f: f.cast({"numeric_value": pl.String}),
+            "the column 'numeric_value' is large_string, expected a number",
+        ),
         (lambda f: f.with_columns(text_value=pl.lit(1.0)), "the column 'text_value' is double, expected a string"),
     ],
 )
 def test_wrong_columns_are_reported(write_meds, tmp_path, change, words):
     dataset = open_dataset(write_meds(tmp_path, {"0": change(frame(GOOD)), "1": frame([(8, at(1), "A")])}))
-    summary, found, _ = check(dataset)
+    summary, found = check(dataset)
     assert [v.file for v in found] == ["data/0.parquet"]
     assert words in str(found[0])
     assert summary["events"] == 1  # the file that can be read still counts
@@ -212,7 +215,7 @@ def test_truncated_parquet_is_an_input_error(write_meds, tmp_path):
     with pytest.raises(InputError, match=r"^data/0\.parquet is not a readable parquet file"):
         read_valid(dataset, dataset.shards[0])
     file.write_bytes(b"")
-    (violation,) = check(dataset).violations
+    (violation,) = check(dataset)[1]
     assert str(violation).startswith("data/0.parquet: not a readable parquet file")
 
 
@@ -223,7 +226,7 @@ def test_truncated_metadata_is_an_input_error(write_meds, tmp_path, name):
     file = folder / "metadata" / f"{name}.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     dataset = open_dataset(folder)
-    (violation,) = check(dataset).violations
+    (violation,) = check(dataset)[1]
     assert str(violation).startswith(f"metadata/{name}.parquet: not a readable parquet file")
     readers = {
         "codes": [lambda: read_codes(dataset)],
