@@ -16,7 +16,7 @@ from ehrctx.events.meds import SPLITS_FILE, Dataset, read_codes
 from ehrctx.events.pieces import shard_pieces
 from ehrctx.events.profile import DatasetProfile, matches
 from ehrctx.events.rows import Rows
-from ehrctx.events.rules import LONGEST_LIFE, MEDS, subjects_in_two_shards
+from ehrctx.events.rules import MEDS, subjects_in_two_shards
 from ehrctx.events.shards import Events, examine
 from ehrctx.events.splits import DEFAULT_PRIVACY, examine_splits, without_events
 from ehrctx.events.violations import BrokenFile, Rule, Violation, of_file
@@ -51,7 +51,7 @@ class _Totals:
         self.events["text"] += frame["text_value"].count()
 
     def add_births(self, events: Events, birth: str) -> None:
-        self.births_ignored += int((events.lives(birth, LONGEST_LIFE).n_ignored > 0).sum())
+        self.births_ignored += int((events.lives(birth).n_ignored > 0).sum())
 
     def summary(self, n_files: int, privacy: Privacy) -> dict[str, Any]:
         years = [year for year, n in self.subjects_in_year.items() if n >= privacy.minimum_count]

@@ -25,10 +25,7 @@ OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
 LONGEST_CODE = 500  # bytes; longer ones are notes or joined columns, which no vocabulary can hold
 # Records of a pregnancy's last weeks; earlier ones are another person's, or a wrong date.
 BEFORE_BIRTH = timedelta(days=30)
-# The seconds of a timeline are 32 bits: 49,710 days, 136 years. One day is kept free for seconds that are rounded up,
-# another one for events that move to the end of their day, when they are known.
-LONGEST_LIFE = timedelta(days=49_708)
-LONGEST_LIFE_AS_KNOWN = LONGEST_LIFE + timedelta(days=1)
+LONGEST_LIFE = timedelta(seconds=2**32 - 1)  # 136 years: the seconds of a timeline are 32 bits
 # Outside these years a time is a placeholder (9999-12-31 is an open end), not a date: de-identified ones reach 2200.
 FIRST_DAY, LAST_DAY = datetime(1700, 1, 1), datetime(2500, 1, 1)
 FIRST_BIRTH = datetime(1, 1, 1)  # births are moved farther back than events
@@ -125,7 +122,12 @@ def wrong_columns(
     return [of_file(file, rule) for rule in _column_problems(schema, profile, is_empty)]
 
 
-def _times(birth: str) -> dict[str, pl.Expr]:
+def longest_life(profile: DatasetProfile) -> timedelta:
+    """How far from a subject's origin its events in a file may lie; some will move to the end of their day."""
+    return LONGEST_LIFE - timedelta(days=1) if profile.date_only else LONGEST_LIFE
+
+
+def _times(birth: str, longest: timedelta) -> dict[str, pl.Expr]:
     """The rules on times that need all events of a subject."""
     time, subject = pl.col("time"), pl.col("subject_id")
     is_birth = (pl.col("code").cast(pl.String) == birth).fill_null(False)
@@ -133,24 +135,28 @@ def _times(birth: str) -> dict[str, pl.Expr]:
     is_placeholder = (time >= LAST_DAY) | (time < earliest)
     is_date = time.is_not_null() & ~is_placeholder
     last = time.filter(is_date).max().over(subject)
-    is_event = is_date & ~(is_birth & (time < last - LONGEST_LIFE))  # a birth as far back is unknown
+    is_event = is_date & ~(is_birth & (last - time.dt.truncate("1s") > longest))  # such a birth is ignored
     born = time.filter(is_event & is_birth).min().over(subject)
     first = time.filter(is_event).min().over(subject)
     middle = time.filter(is_event).median().over(subject)
     # the end that is farther from most events is the wrong one
     is_first_wrong = middle - first > last - middle
-    is_apart = pl.when(is_first_wrong).then(time < last - LONGEST_LIFE).otherwise(time > first + LONGEST_LIFE)
+    origin = first.dt.truncate("1s")
+    is_apart = pl.when(is_first_wrong).then(last - time.dt.truncate("1s") > longest).otherwise(time - origin > longest)
     return {
         "placeholder": is_placeholder,
         "before_birth": is_event & (time < born - BEFORE_BIRTH),
-        "long_life": is_event & (last - first > LONGEST_LIFE) & is_apart,
+        "long_life": is_event & (last - origin > longest) & is_apart,
     }
 
 
-def violations_of(events: pl.DataFrame, file: str, birth: str = BIRTH, first_row: int = 0) -> list[Violation]:
+def violations_of(
+    events: pl.DataFrame, file: str, birth: str = BIRTH, first_row: int = 0, longest: timedelta = LONGEST_LIFE
+) -> list[Violation]:
     """Every rule that rows break, as they lie in a file: subject_id an integer, time datetime[us], code a string.
 
-    `birth` is the code of births; `first_row` is how many rows of the file lie before these.
+    `birth` is the code of births; `first_row` is how many rows of the file lie before these. `longest`: see
+    `longest_life`.
     """
     if events.is_empty():
         return []
@@ -166,7 +172,7 @@ def violations_of(events: pl.DataFrame, file: str, birth: str = BIRTH, first_row
         long_code=code.str.len_bytes() > LONGEST_CODE,
         back_in_time=same & (time < time.shift(1)),
         late_static=same & time.is_null() & time.shift(1).is_not_null(),
-        **_times(birth),
+        **_times(birth, longest),
     ).with_columns(scattered=pl.int_range(pl.len(), dtype=pl.UInt32).is_in(again.implode()))
     return [
         _broken(file, checked[name].fill_null(False), rule, first_row)

@@ -24,6 +24,7 @@ from ehrctx.events.rules import (
     LONGEST_CODE,
     LONGEST_LIFE,
     MEDS,
+    longest_life,
     refuse,
     subjects_in_two_shards,
     violations_of,
@@ -36,6 +37,11 @@ STATIC = int(np.iinfo(np.int64).min)  # the time of an event that has none
 DAY = 86_400 * 1_000_000
 TO_THE_DAYS_END = (23 * 60 + 59) * 60 * 1_000_000
 MICROSECOND = timedelta(microseconds=1)
+
+
+def whole_second(time: np.ndarray) -> np.ndarray:
+    """Where on a timeline a clock that begins at this time begins: microseconds, at a full second."""
+    return np.where(time == STATIC, STATIC, time // 1_000_000 * 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Events:
     def __len__(self) -> int:
         return len(self.time)
 
-    def lives(self, birth: str, longest: timedelta) -> Lives:
+    def lives(self, birth: str, longest: timedelta = LONGEST_LIFE) -> Lives:
         """`birth` is the code of births; one more than `longest` before the subject's last event is ignored."""
         born = np.full(len(self.subjects), STATIC, dtype=np.int64)
         n_ignored = np.zeros(len(self.subjects), dtype=np.int64)
@@ -81,7 +87,7 @@ class Events:
             rows = np.flatnonzero((self.code.ids == of_name) & (self.time != STATIC))
             subject = np.searchsorted(self.offsets, rows, side="right") - 1
             last = self.time[self.offsets[1:] - 1]
-            is_ignored = self.time[rows] < last[subject] - longest // MICROSECOND
+            is_ignored = last[subject] - whole_second(self.time[rows]) > longest // MICROSECOND
             n_ignored = np.bincount(subject[is_ignored], minlength=len(self.subjects))
             kept = np.flatnonzero(~is_ignored)[::-1]  # last to first, as times ascend within a subject
             born[subject[kept]] = self.time[rows[kept]]
@@ -111,16 +117,14 @@ class Events:
 
 
 def _unit(stated: Coded, code: Coded, patterns: tuple[str, ...]) -> Coded:
-    """The stated unit, else the last //segment of codes that match `patterns`; neither where it says that none is."""
+    """The stated unit, else the last //segment of codes that match `patterns`; "" and a segment UNK are none."""
     is_missing = stated.names.to_frame("unit").select(is_missing_unit(pl.col("unit")))["unit"].to_numpy()
     if not patterns and not is_missing.any():
         return stated
     ids = np.where(stated.flagged(~is_missing), stated.ids, -1)
     segments = pl.col("code").str.split("//")
     last = pl.when(matches(pl.col("code"), patterns) & (segments.list.len() > 2)).then(segments.list.last())
-    suffixes = code.names.to_frame("code").select(
-        suffix=pl.when(~is_missing_unit(last) & (last != "UNK")).then(last).otherwise(None)
-    )["suffix"]
+    suffixes = code.names.to_frame("code").select(suffix=pl.when(~last.is_in(["", "UNK"])).then(last))["suffix"]
     names = pl.concat([stated.names, suffixes.drop_nulls()]).unique(maintain_order=True)
     place = dict(zip(names.to_list(), range(len(names)), strict=True))
     of_code = np.array([-1 if s is None else place[s] for s in suffixes.to_list()] + [-1], dtype=np.int32)
@@ -131,9 +135,9 @@ def _micros(day: datetime) -> int:
     return (day.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // MICROSECOND
 
 
-def _certainly_dated(events: Events, birth: str) -> bool:
+def _certainly_dated(events: Events, birth: str, longest: timedelta) -> bool:
     """Whether the times, which ascend within each subject, certainly break no rule of `violations_of`."""
-    lives = events.lives(birth, LONGEST_LIFE)
+    lives = events.lives(birth, longest)
     timed = lives.first != STATIC
     first, born = lives.first[timed], lives.born[timed]
     last = events.time[events.offsets[1:] - 1][timed]
@@ -142,12 +146,12 @@ def _certainly_dated(events: Events, birth: str) -> bool:
         (first < _micros(FIRST_DAY)).any()
         or (earliest < _micros(FIRST_BIRTH)).any()
         or (last >= _micros(LAST_DAY)).any()
-        or (last - first > LONGEST_LIFE // MICROSECOND).any()
+        or (last - whole_second(first) > longest // MICROSECOND).any()
         or ((born != STATIC) & (first < born - BEFORE_BIRTH // MICROSECOND)).any()
     )
 
 
-def _certainly_valid(events: Events, birth: str) -> bool:
+def _certainly_valid(events: Events, birth: str, longest: timedelta) -> bool:
     """Whether the rows, in the order of the file, certainly break no rule of `violations_of`: the quick way."""
     if not len(events):
         return True
@@ -162,7 +166,7 @@ def _certainly_valid(events: Events, birth: str) -> bool:
         or (length > LONGEST_CODE).any()
         or len(np.unique(events.subjects)) < len(events.subjects)
         or ((events.time[1:] < events.time[:-1]) & ~changes[1:-1]).any()
-        or not _certainly_dated(events, birth)
+        or not _certainly_dated(events, birth, longest)
     )
 
 
@@ -208,10 +212,10 @@ def examine(dataset: Dataset, piece: Piece, profile: DatasetProfile = MEDS, visi
     rows, broken = rows_of(table.slice(piece.skipped, piece.n_rows), profile, name, piece.first_row)
     if rows is None:
         return Examined(None, None, broken)
-    events = _in_file_order(rows)
-    if events is not None and _certainly_valid(events, profile.birth):
+    events, longest = _in_file_order(rows), longest_life(profile)
+    if events is not None and _certainly_valid(events, profile.birth, longest):
         return Examined(rows, events, [])
-    return Examined(rows, events, violations_of(rows.frame(), name, profile.birth, piece.first_row))
+    return Examined(rows, events, violations_of(rows.frame(), name, profile.birth, piece.first_row, longest))
 
 
 def _known_at(events: Events, profile: DatasetProfile) -> np.ndarray:

@@ -11,7 +11,7 @@ from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile, matches
-from ehrctx.events.rules import LONGEST_LIFE_AS_KNOWN
+from ehrctx.events.rules import LONGEST_LIFE
 from ehrctx.events.shards import read_shards
 from ehrctx.tasks.label_sets import prediction_times, read_labels
 
@@ -57,7 +57,7 @@ def groups_at(events: pl.DataFrame, profile: DatasetProfile, keys: pl.DataFrame)
     """
     is_birth = pl.col("code") == profile.birth
     last = pl.col("time").max().over("subject_id")  # a birth too long before it is not believed (see `shards.Lives`)
-    is_known = is_birth & (pl.col("time") >= last - LONGEST_LIFE_AS_KNOWN)
+    is_known = is_birth & (last - pl.col("time").dt.truncate("1s") <= LONGEST_LIFE)
     births = events.filter(is_known).group_by("subject_id").agg(birth=pl.col("time").min())
     placed = keys.join(births, on="subject_id", how="left", maintain_order="left")
     placed = placed.with_columns(_age_band(pl.col("birth"), pl.col("prediction_time")).alias(AGE)).drop("birth")

@@ -17,8 +17,8 @@ import polars as pl
 
 from ehrctx.errors import InputError
 from ehrctx.events.rows import Coded
-from ehrctx.events.rules import LONGEST_LIFE_AS_KNOWN, SPLITS
-from ehrctx.events.shards import STATIC, Events, Lives
+from ehrctx.events.rules import SPLITS
+from ehrctx.events.shards import STATIC, Events, Lives, whole_second
 from ehrctx.study import Privacy
 from ehrctx.timelines.counting_numba import CODE, NUMBER, TEXT, entries_of, seconds_since, tally
 from ehrctx.timelines.statistics import ENTRIES, VALUES, WHOLE, Statistics, measure_of
@@ -105,7 +105,7 @@ def _subjects(events: Events, split: np.ndarray, lives: Lives) -> np.ndarray:
     origin = np.where(lives.born == STATIC, lives.first, lives.born)
     subjects["subject_id"], subjects["split"] = events.subjects, split
     subjects["n_events"], subjects["n_static"] = np.diff(events.offsets), lives.n_static
-    subjects["origin"] = np.where(origin == STATIC, STATIC, origin // 1_000_000 * 1_000_000).view("<M8[us]")
+    subjects["origin"] = whole_second(origin).view("<M8[us]")
     subjects["born"] = lives.born != STATIC
     return subjects
 
@@ -141,7 +141,7 @@ def count_piece(events: Events, split: np.ndarray, birth: str) -> tuple[Counted,
     `split` is each subject's (str[m]), `birth` the code of births.
     """
     entry, value, table = _entries(events)
-    lives = events.lives(birth, LONGEST_LIFE_AS_KNOWN)
+    lives = events.lives(birth)
     subjects = _subjects(events, split, lives)
     seconds, early, most = seconds_since(events.time, STATIC, events.offsets, subjects["origin"].view(np.int64))
     assert most <= MAX_SECONDS, "a life is too long, and no rule says so"

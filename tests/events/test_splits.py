@@ -125,9 +125,8 @@ def test_some_train_files_are_missing(write_meds, tmp_path, capsys):
     given_splits = {1: "train", 2: "held_out", 3: "tuning", **dict.fromkeys(range(100, 130), "train")}
     dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2, 3)}, given_splits))
     assert subject_splits(dataset, None).height == 3
-    assert (
-        "subjects of metadata/subject_splits.parquet without events in data/: 30 in train." in capsys.readouterr().err
-    )
+    said = "subjects of metadata/subject_splits.parquet without events in data/: 30 in train."
+    assert said in capsys.readouterr().err
     warnings = []
     check(dataset, warn=warnings.append)
     assert [warning for warning in warnings if warning.startswith(said)]
