@@ -56,7 +56,7 @@ def test_wrong_type(run, data, tmp_path):
     folder = data(frame().with_columns(time=pl.lit("12/31/2020")))
     code, _, said = run("split", folder, "--splits", "{hash: [.5, .2, .3]}", "--out", tmp_path / "splits.parquet")
     assert code == 2
-    assert "the column 'time' is String, expected a date-time" in said
+    assert "the column 'time' is large_string, expected a date-time" in said
     assert not (tmp_path / "splits.parquet").exists()
 
 
@@ -65,7 +65,7 @@ def test_unsorted_subject_is_named_by_row_and_not_by_id(run, data, tmp_path):
     folder = data(frame(time=later_first))
     pl.DataFrame({"subject_id": [987654321], "split": ["train"]}).write_parquet(tmp_path / "splits.parquet")
     out = tmp_path / "timelines"
-    code, _, said = run("tokenize", folder, "--splits", tmp_path / "splits.parquet", "--out", out)
+    code, _, said = run("tokenize", folder, "--splits", tmp_path / "splits.parquet", "--profile", "omop", "--out", out)
     assert code == 2
     assert "data/0.parquet, row 2: time goes back" in said
     assert "987654321" not in said
@@ -75,7 +75,7 @@ def test_unsorted_subject_is_named_by_row_and_not_by_id(run, data, tmp_path):
 def test_empty_split(run, data, tmp_path):
     code, _, said = run("split", data(frame()), "--splits", "{hash: [.5, .2, .3]}", "--out", tmp_path / "s.parquet")
     assert code == 2
-    assert "is empty" in said
+    assert "has events of fewer than 3 subjects" in said
 
 
 def test_unknown_settings_key_names_the_nearest(run, cohort, tmp_path):
