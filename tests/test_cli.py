@@ -60,12 +60,36 @@ def test_wrong_type(run, data, tmp_path):
     assert not (tmp_path / "splits.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tokenize", "--splits", "s.parquet"),
+        ("count", "--splits", "s.parquet", "--part", "1-of-1"),
+        ("fit", "--splits", "s.parquet", "--counted", "c"),
+        ("encode", "--splits", "s.parquet", "--counted", "c", "--vocabulary", "v"),
+        ("gather", "--splits", "s.parquet", "--vocabulary", "v", "--encoded", "e"),
+        ("label", "--task", "guo_los"),
+        ("groups", "--labels", "l"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_profile_must_be_named_for_data_that_are_not_simulated(run, data, tmp_path, words):
+    """Another data set's profile finds no visits and no units, and says nothing."""
+    command, *rest = words
+    code, _, said = run(command, data(frame()), *rest, "--out", tmp_path / "out")
+    assert code == 2
+    assert "--profile is missing" in said
+    assert "(ehrshot, mimic_iv, omop, simulated)" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_unsorted_subject_is_named_by_row_and_not_by_id(run, data, tmp_path):
     later_first = pl.Series([1_000_000, 0]).cast(pl.Datetime("us"))
     folder = data(frame(time=later_first))
     pl.DataFrame({"subject_id": [987654321], "split": ["train"]}).write_parquet(tmp_path / "splits.parquet")
-    out = tmp_path / "timelines"
-    code, _, said = run("tokenize", folder, "--splits", tmp_path / "splits.parquet", "--profile", "omop", "--out", out)
+    out, profile = tmp_path / "timelines", folder / "profile.yaml"
+    profile.write_text("{name: own}")
+    code, _, said = run("tokenize", folder, "--splits", tmp_path / "splits.parquet", "--profile", profile, "--out", out)
     assert code == 2
     assert "data/0.parquet, row 2: time goes back" in said
     assert "987654321" not in said
