@@ -56,16 +56,40 @@ def test_wrong_type(run, data, tmp_path):
     folder = data(frame().with_columns(time=pl.lit("12/31/2020")))
     code, _, said = run("split", folder, "--splits", "{hash: [.5, .2, .3]}", "--out", tmp_path / "splits.parquet")
     assert code == 2
-    assert "the column 'time' is String, expected a date-time" in said
+    assert "the column 'time' is large_string, expected a date-time" in said
     assert not (tmp_path / "splits.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tokenize", "--splits", "s.parquet"),
+        ("count", "--splits", "s.parquet", "--part", "1-of-1"),
+        ("fit", "--splits", "s.parquet", "--counted", "c"),
+        ("encode", "--splits", "s.parquet", "--counted", "c", "--vocabulary", "v"),
+        ("gather", "--splits", "s.parquet", "--vocabulary", "v", "--encoded", "e"),
+        ("label", "--task", "guo_los"),
+        ("groups", "--labels", "l"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_profile_must_be_named_for_data_that_are_not_simulated(run, data, tmp_path, words):
+    """Another data set's profile finds no visits and no units, and says nothing."""
+    command, *rest = words
+    code, _, said = run(command, data(frame()), *rest, "--out", tmp_path / "out")
+    assert code == 2
+    assert "--profile is missing" in said
+    assert "(ehrshot, mimic_iv, omop, simulated)" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_unsorted_subject_is_named_by_row_and_not_by_id(run, data, tmp_path):
     later_first = pl.Series([1_000_000, 0]).cast(pl.Datetime("us"))
     folder = data(frame(time=later_first))
     pl.DataFrame({"subject_id": [987654321], "split": ["train"]}).write_parquet(tmp_path / "splits.parquet")
-    out = tmp_path / "timelines"
-    code, _, said = run("tokenize", folder, "--splits", tmp_path / "splits.parquet", "--out", out)
+    out, profile = tmp_path / "timelines", folder / "profile.yaml"
+    profile.write_text("{name: own}")
+    code, _, said = run("tokenize", folder, "--splits", tmp_path / "splits.parquet", "--profile", profile, "--out", out)
     assert code == 2
     assert "data/0.parquet, row 2: time goes back" in said
     assert "987654321" not in said
@@ -75,7 +99,7 @@ def test_unsorted_subject_is_named_by_row_and_not_by_id(run, data, tmp_path):
 def test_empty_split(run, data, tmp_path):
     code, _, said = run("split", data(frame()), "--splits", "{hash: [.5, .2, .3]}", "--out", tmp_path / "s.parquet")
     assert code == 2
-    assert "is empty" in said
+    assert "has events of fewer than 3 subjects" in said
 
 
 def test_unknown_settings_key_names_the_nearest(run, cohort, tmp_path):

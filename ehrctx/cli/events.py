@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ehrctx.cli.datasets import tell_files
 from ehrctx.cli.verbs import Data, Out, StudyFile, app, print_facts, privacy_of, read_study
 from ehrctx.errors import InputError
 
@@ -14,29 +15,41 @@ from ehrctx.errors import InputError
 @app.command()
 def check(
     data: Data,
-    profile: Annotated[str | None, typer.Option(help="also check what this profile asks for; its name or path")] = None,
     out: Annotated[Path | None, typer.Option(help="also write the summary as JSON to this file")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="check what this profile names, too: one in pipelines/datasets/, or a path")
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="check this table of splits instead of the data set's own")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="also list the files that are ignored by rule")] = False,
     study: StudyFile = None,
 ) -> None:
-    """Print what a MEDS data set holds, and every rule of MEDS that it breaks, with file and row."""
+    """Print what a MEDS data set holds, every rule that it breaks, with file and row, and what is unusual in it.
+
+    What `tokenize` or `label` would refuse is named here first; give them the same profile and table of splits.
+    """
     from ehrctx.artifacts import write_provenance
     from ehrctx.configuration import load
     from ehrctx.events.check import check as run
     from ehrctx.events.meds import open_dataset
     from ehrctx.events.profile import DatasetProfile, find_profile
 
+    tell_files(data, verbose)
     dataset, privacy = open_dataset(data), privacy_of(read_study(study))
-    summary, violations = run(dataset)
+    chosen = load(DatasetProfile, find_profile(profile)) if profile is not None else None
+    warnings: list[str] = []
+    summary, violations = run(dataset, chosen, splits, privacy, warnings.append)
     print_facts(summary, privacy)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     for violation in violations:
         typer.echo(f"violation: {violation}", err=True)
     if violations:
-        raise InputError(
-            f"{data} breaks {len(violations)} rule(s) of MEDS, listed above. Mend the files and check again."
-        )
+        raise InputError(f"{data} breaks {len(violations)} rule(s), listed above. Fix the files and check again.")
     if out is not None:
-        chosen = {} if profile is None else {"profile": load(DatasetProfile, find_profile(profile)).model_dump()}
-        write_provenance(out, {"name": data.name, **summary, **chosen}, {"events": dataset.source()}, [])
+        checked = {"name": data.name, **summary, "profile": chosen.model_dump() if chosen else None}
+        write_provenance(out, checked, {"events": dataset.source()}, [])
 
 
 @app.command()
@@ -74,11 +87,12 @@ def split(
     from ehrctx.events.splits import subject_splits, write_splits
     from ehrctx.study import HashSplits
 
+    tell_files(data)
     chosen = None if splits in ("given", '"given"') else settings(HashSplits, splits, "--splits")
-    dataset = open_dataset(data)
-    table = subject_splits(dataset, chosen)
+    dataset, privacy = open_dataset(data), privacy_of(read_study(study))
+    table = subject_splits(dataset, chosen, privacy)
     write_splits(table, dataset, chosen, out)
-    print_facts(dict(table["split"].value_counts(sort=True).iter_rows()), privacy_of(read_study(study)))
+    print_facts(dict(table["split"].value_counts(sort=True).iter_rows()), privacy)
 
 
 @app.command()

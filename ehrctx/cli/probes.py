@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ehrctx.cli.datasets import Profile, profile_for
 from ehrctx.cli.verbs import (
     Data,
     LabelsFolder,
     Out,
-    Profile,
     Settings,
     SplitsFile,
     Store,
@@ -31,7 +31,7 @@ def groups(
     data: Data,
     labels: LabelsFolder,
     out: Out,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     study: StudyFile = None,
 ) -> None:
     """Write to which groups (age, sex, what the profile names) each subject belongs at each prediction time."""
@@ -39,7 +39,7 @@ def groups(
 
     whole = read_study(study)
     check_inputs(whole, labels)
-    print_facts(write_groups(data, profile, labels, out), privacy_of(whole))
+    print_facts(write_groups(data, profile_for(data, profile), labels, out), privacy_of(whole))
 
 
 @app.command()

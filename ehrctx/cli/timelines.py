@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ehrctx.cli.datasets import Profile, profile_for, tell_files
 from ehrctx.cli.verbs import (
     Data,
     Out,
-    Profile,
     SplitsFile,
     StudyFile,
     app,
@@ -69,7 +69,7 @@ def tokenize(
     splits: SplitsFile,
     out: Out,
     tokenizer: Tokenizer = None,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     threads: Threads = 2,
     vocabulary: Vocabulary = None,
     adapt: Adapt = False,
@@ -81,7 +81,10 @@ def tokenize(
 
     whole, existing = read_study(study), _existing(vocabulary, adapt, extend)
     check_inputs(whole, splits)
-    facts = build_timelines(data, profile, splits, tokenizer, out, threads, existing)
+    tell_files(data)
+    facts = build_timelines(
+        data, profile_for(data, profile), splits, tokenizer, out, threads, existing, privacy_of(whole)
+    )
     _print_timelines(facts, out, privacy_of(whole))
 
 
@@ -91,7 +94,7 @@ def count(
     splits: SplitsFile,
     out: Out,
     part: Annotated[str, typer.Option(help="which part of the data set: 2-of-8")],
-    profile: Profile = "simulated",
+    profile: Profile = None,
     threads: Threads = 2,
     study: StudyFile = None,
 ) -> None:
@@ -100,7 +103,8 @@ def count(
 
     whole = read_study(study)
     check_inputs(whole, splits)
-    print_facts(count_part(data, profile, splits, part, out, threads), privacy_of(whole))
+    privacy = privacy_of(whole)
+    print_facts(count_part(data, profile_for(data, profile), splits, part, out, threads, privacy), privacy)
 
 
 @app.command()
@@ -110,7 +114,7 @@ def fit(
     counted: Annotated[list[Path], typer.Option(help="folders that `ehrctx count` wrote, of all parts; repeat")],
     out: Out,
     tokenizer: Tokenizer = None,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     vocabulary: Vocabulary = None,
     adapt: Adapt = False,
     extend: Extend = 0,
@@ -120,7 +124,7 @@ def fit(
     from ehrctx.timelines.parts import fit_parts
 
     privacy, existing = privacy_of(read_study(study)), _existing(vocabulary, adapt, extend)
-    print_facts(fit_parts(data, profile, splits, tokenizer, counted, out, existing), privacy)
+    print_facts(fit_parts(data, profile_for(data, profile), splits, tokenizer, counted, out, existing), privacy)
 
 
 @app.command()
@@ -130,7 +134,7 @@ def encode(
     counted: Annotated[Path, typer.Option(help="folder that `ehrctx count` wrote")],
     vocabulary: Fitted,
     out: Out,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     threads: Threads = 2,
     study: StudyFile = None,
 ) -> None:
@@ -138,7 +142,7 @@ def encode(
     from ehrctx.timelines.parts import encode_part
 
     privacy = privacy_of(read_study(study))
-    print_facts(encode_part(data, profile, splits, counted, vocabulary, out, threads), privacy)
+    print_facts(encode_part(data, profile_for(data, profile), splits, counted, vocabulary, out, threads), privacy)
 
 
 @app.command()
@@ -148,14 +152,15 @@ def gather(
     vocabulary: Fitted,
     encoded: Annotated[list[Path], typer.Option(help="folders that `ehrctx encode` wrote, of all parts; repeat")],
     out: Out,
-    profile: Profile = "simulated",
+    profile: Profile = None,
     study: StudyFile = None,
 ) -> None:
     """Step 4: the timelines of all parts, in one folder."""
     from ehrctx.timelines.parts import gather_parts
 
     privacy = privacy_of(read_study(study))
-    _print_timelines(gather_parts(data, profile, splits, vocabulary, encoded, out), out, privacy)
+    facts = gather_parts(data, profile_for(data, profile), splits, vocabulary, encoded, out)
+    _print_timelines(facts, out, privacy)
 
 
 @app.command()

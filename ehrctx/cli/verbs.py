@@ -45,7 +45,7 @@ COUNTED = {
     "labels", "positive", "left_out", "without_features", "without_timeline", "zero_or_undefined", "subjects", "rows",
     "subjects_without_token", "events_by_outcome", "events_before_origin", "train", "tuning", "held_out",
     "prediction_times", "unmatched", "tables", "adjusted", "ends_of_visits", "subjects_by_hash_split",
-    "labels_of_subjects_without_events",
+    "labels_of_subjects_without_events", "births_too_early",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehrctx.errors import InputError
-from ehrctx.events import csv_files
+from ehrctx.events import csv_files, parquet
 from ehrctx.events.csv_files import AS_UTF_8, csv_frames, read_header, readable
 
 ROWS = 250_000  # rows of a parquet file that make one batch
@@ -80,7 +80,7 @@ def is_parquet(file: Path) -> bool:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """A parquet file, whose times of the type INT96 are read in microseconds: those in nanoseconds wrap in 1677.
+    """A parquet file, as all readers open one.
 
     Raises InputError where the file is empty, or no parquet.
     """
@@ -92,7 +92,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         raise InputError(
             f"{file} is not a readable parquet file: its content is none. Give it the suffix of what it is."
         )
-    return pq.ParquetFile(file, coerce_int96_timestamp_unit="us")
+    return parquet.open_parquet(file, str(file))
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 
 import polars as pl
 
-from ehrctx.events.meds import LONGEST_CODE
+from ehrctx.events.rules import FIRST_DAY, LAST_DAY, LONGEST_CODE
 
 # Databases write 9999-12-31, 2999-12-31, 1111-11-11 or 0001-01-01 for a time that is unknown or yet to come.
-EARLIEST, AFTER_LATEST = datetime(1700, 1, 1), datetime(2500, 1, 1)
 IMPLAUSIBLE = (
-    f"lies before {EARLIEST.year} or after {AFTER_LATEST.year - 1}, as placeholders do. Correct it, or drop such rows "
+    f"lies before {FIRST_DAY.year} or after {LAST_DAY.year - 1}, as placeholders do. Correct it, or drop such rows "
     f"with --implausible-time drop."
 )
 ENDING = "//END"  # which is added to the code of a visit
@@ -22,7 +20,7 @@ HASH_DIGITS = 8
 
 def is_implausible(time: pl.Expr) -> pl.Expr:
     """Whether a time is a placeholder: before 1700, or after 2499. False where there is none."""
-    return ((time < EARLIEST) | (time >= AFTER_LATEST)).fill_null(False)
+    return ((time < FIRST_DAY) | (time >= LAST_DAY)).fill_null(False)
 
 
 def _shortened(code: str) -> str:

@@ -17,7 +17,7 @@ import polars as pl
 from ehrctx.configuration import load
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile, matches
-from ehrctx.events.shards import read_shard
+from ehrctx.events.shards import read_shards
 from ehrctx.study import Privacy
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -71,8 +71,8 @@ def marginals_of(data: Path, profile_file: str, name: str, privacy: Privacy) -> 
     counts: Counter[str] = Counter()
     holders: Counter[str] = Counter()
     shares = Counter[str]()
-    for shard in dataset.shards:
-        events = read_shard(dataset, shard, profile).filter(pl.col("code") != profile.birth)
+    for of_shard in read_shards(dataset, profile):
+        events = of_shard.filter(pl.col("code") != profile.birth)
         lengths.append(events.group_by("subject_id").len()["len"].to_numpy())
         stays.append(_per_stay(events, profile))
         batches.append(events.drop_nulls("time").group_by("subject_id", "time").len()["len"].to_numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,12 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from ehrctx.configuration import Config, find
+from ehrctx.errors import InputError
 
 PROFILES = Path("pipelines/datasets")
+ABOUT_FILE = Path("metadata/dataset.json")  # of a MEDS data set: its name and version
+SIMULATED = "ehrctx simulated cohort"  # the name of those that `ehrctx simulate` writes
+SIMULATED_PROFILE = "simulated"
 
 
 class DatasetProfile(Config):
@@ -55,6 +60,31 @@ class DatasetProfile(Config):
         if day is None or isinstance(day, datetime):
             raise ValueError(f"{value!s} is not record_end, death or a date YYYY-MM-DD")
         return day.isoformat()
+
+
+def is_simulated(data: Path) -> bool:
+    """Whether `ehrctx simulate` wrote the MEDS data set in the folder `data`."""
+    try:
+        about = json.loads((Path(data) / ABOUT_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("dataset_name") == SIMULATED
+
+
+def profile_for(data: Path, profile: str | None) -> str:
+    """The `profile` that is named, or that of a simulated cohort in the folder `data`.
+
+    Raises InputError for other data sets: a profile of other codes would find no visits, and say nothing.
+    """
+    if profile is not None:
+        return profile
+    if is_simulated(data):
+        return SIMULATED_PROFILE
+    shipped = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
+    raise InputError(
+        f"--profile is missing, which says how {data} writes visits and units. Give a shipped one ({shipped}), or the "
+        f"path of your own (docs/studies.md)."
+    )
 
 
 def find_profile(name_or_path: str) -> Path:

@@ -11,7 +11,8 @@ from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.configuration import load
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile, matches
-from ehrctx.events.shards import read_shard
+from ehrctx.events.rules import LONGEST_LIFE
+from ehrctx.events.shards import read_shards
 from ehrctx.tasks.label_sets import prediction_times, read_labels
 
 KIND = "groups"
@@ -51,11 +52,13 @@ def _last_level(events: pl.DataFrame, levels: dict[str, tuple[str, ...]], keys: 
 def groups_at(events: pl.DataFrame, profile: DatasetProfile, keys: pl.DataFrame) -> pl.DataFrame:
     """`keys` (subject_id, prediction_time) with a column of level names for `age` and each of `profile.groups`.
 
-    `events` are those of `read_shard`. Only what is known at the prediction time counts; a group of which nothing is
+    `events` are those of `read_shards`. Only what is known at the prediction time counts; a group of which nothing is
     known is "unknown".
     """
-    is_birth = matches(pl.col("code"), (profile.birth,))
-    births = events.filter(is_birth).group_by("subject_id").agg(birth=pl.col("time").min())
+    is_birth = pl.col("code") == profile.birth
+    last = pl.col("time").max().over("subject_id")  # a birth too long before it is not believed (see `shards.Lives`)
+    is_known = is_birth & (last - pl.col("time").dt.truncate("1s") <= LONGEST_LIFE)
+    births = events.filter(is_known).group_by("subject_id").agg(birth=pl.col("time").min())
     placed = keys.join(births, on="subject_id", how="left", maintain_order="left")
     placed = placed.with_columns(_age_band(pl.col("birth"), pl.col("prediction_time")).alias(AGE)).drop("birth")
     return placed.with_columns(_last_level(events, levels, keys).alias(name) for name, levels in profile.groups.items())
@@ -73,8 +76,7 @@ def write_groups(data: Path, profile_file: str, labels_folder: Path, out: Path) 
     settings = {"profile": profile.model_dump()}
     with new_artifact(out, KIND, settings, {"events": dataset.source(), "labels": labels_folder}, facts) as folder:
         found = []
-        for shard in dataset.shards:
-            events = read_shard(dataset, shard, profile)
+        for events in read_shards(dataset, profile):
             own = keys.join(events.select("subject_id").unique(), on="subject_id", how="semi", maintain_order="left")
             found.append(groups_at(events, profile, own))
         table = pl.concat(found).sort(_KEY)

@@ -15,7 +15,8 @@ from ehrctx.configuration import load
 from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile
-from ehrctx.events.shards import read_shard
+from ehrctx.events.shards import read_shard, shard_with
+from ehrctx.printable import printable
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory
 from ehrctx.tasks.label_sets import BEYOND_LIMIT, check_profile, limited, read_concepts, read_definitions
@@ -43,17 +44,10 @@ SHOWN_WHERE_KNOWN = ("death", "follow_up_end", "converted", "code")
 
 def _events_of(dataset: Dataset, profile: DatasetProfile, subject_id: int) -> pl.DataFrame:
     """The subject's events; only the shard that holds them is read whole."""
-    for shard in dataset.shards:
-        try:
-            found = pl.scan_parquet(shard, glob=False).filter(pl.col("subject_id") == subject_id).head(1).collect()
-        except (pl.exceptions.PolarsError, OSError):
-            raise InputError(
-                f"{dataset.name_of(shard)} is not a parquet file with a subject_id. `ehrctx check {dataset.root}` says "
-                f"what is wrong."
-            ) from None
-        if found.height:
-            return read_shard(dataset, shard, profile).filter(pl.col("subject_id") == subject_id)
-    raise InputError(f"the subject asked for is not in {dataset.root}. Give a subject_id of this data set.")
+    shard = shard_with(dataset, subject_id)
+    if shard is None:
+        raise InputError(f"the subject asked for is not in {dataset.root}. Give a subject_id of this data set.")
+    return read_shard(dataset, shard, profile).filter(pl.col("subject_id") == subject_id)
 
 
 def _mark_limit(judged: pl.DataFrame, definition: Definition, choices: Labels) -> pl.DataFrame:
@@ -121,7 +115,8 @@ def _cells(judged: pl.DataFrame, definition: Definition) -> pl.DataFrame:
 def _table(cells: pl.DataFrame) -> list[str]:
     """Aligned columns under their heads; columns that may be empty are left out if they are."""
     columns = [c for c in cells.columns if c not in SHOWN_WHERE_KNOWN or cells[c].null_count() < cells.height]
-    rows = [[HEADS[c] for c in columns], *([cell or "-" for cell in row] for row in cells.select(columns).iter_rows())]
+    written = ([printable(cell) if cell else "-" for cell in row] for row in cells.select(columns).iter_rows())
+    rows = [[HEADS[c] for c in columns], *written]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
@@ -133,7 +128,7 @@ def _descriptions(judged: pl.DataFrame, codes: pl.DataFrame) -> list[str]:
     used = judged.select("code").drop_nulls().unique(maintain_order=True)
     described = codes.filter(pl.col("description") != "").unique("code", keep="first")
     found = used.join(described, on="code", maintain_order="left").select("code", "description")
-    return [f"  {code}: {description}" for code, description in found.iter_rows()]
+    return [f"  {printable(f'{code}: {description}')}" for code, description in found.iter_rows()]
 
 
 def explanation(judged: pl.DataFrame, definition: Definition, codes: pl.DataFrame, profile: DatasetProfile) -> str:

@@ -21,7 +21,8 @@ from typing import Any
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, read_valid
+from ehrctx.events.meds import Dataset
+from ehrctx.events.shards import read_valid
 from ehrctx.tasks.definition import Femr
 from ehrctx.tasks.labelers import LABEL_SCHEMA
 

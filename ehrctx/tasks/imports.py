@@ -8,7 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrctx.events.meds import Dataset, read_valid
+from ehrctx.events.meds import Dataset
+from ehrctx.events.shards import read_valid
 from ehrctx.inventory import Inventory, tell_inventory
 from ehrctx.tasks.definition import Femr, Given, Laboratory, Task
 from ehrctx.tasks.femr_labels import femr_labels

@@ -17,7 +17,7 @@ from ehrctx.errors import InputError
 from ehrctx.events.meds import Dataset, open_dataset, read_codes
 from ehrctx.events.ontology import PREFIX_SYSTEMS, UNREAD_VOCABULARY, athena_codes, athena_files, athena_inventory
 from ehrctx.events.profile import DatasetProfile, find_profile
-from ehrctx.events.shards import read_shard
+from ehrctx.events.shards import read_shards
 from ehrctx.inventory import tell_inventory
 from ehrctx.study import Labels
 from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, load_definitions, with_censored
@@ -90,8 +90,7 @@ def make_labels(
     codes = read_concepts(dataset, definitions, ontology)
     parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
     left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
-    for shard in dataset.shards:
-        events = read_shard(dataset, shard, profile)
+    for events in read_shards(dataset, profile):
         for definition in definitions:
             judged = judge(events, profile, codes, definition)
             parts[definition.task].append(labels_of(judged))

@@ -14,6 +14,7 @@ import polars as pl
 
 from ehrctx.artifacts import read_manifest
 from ehrctx.errors import InputError
+from ehrctx.printable import printable
 from ehrctx.study import Privacy
 from ehrctx.timelines.roll_up import ancestors_of
 from ehrctx.timelines.spec import TokenizerSpec
@@ -184,7 +185,7 @@ def unmapped_text(mapping: pl.DataFrame, privacy: Privacy, most: int = 20) -> st
     lost = mapping.filter(pl.col("read_as").is_null())
     shown = lost.filter(pl.col("events") >= privacy.minimum_count).head(most)
     rows = shown.select("events", "code", "description").iter_rows()
-    lines = [f"{events:>12,}  {code}" + (f" ({said})" if said else "") for events, code, said in rows]
+    lines = [f"{events:>12,}  {printable(code + (f' ({said})' if said else ''))}" for events, code, said in rows]
     rest = [f"{'…':>12}  {lost.height - shown.height:,} more"] if lost.height > shown.height else []
     return "\n".join([f"{lost.height:,} codes are read as nothing; events and code:", *lines, *rest])
 

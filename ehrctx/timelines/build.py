@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -24,14 +24,16 @@ import polars as pl
 from ehrctx.artifacts import new_artifact
 from ehrctx.configuration import load
 from ehrctx.errors import InputError
-from ehrctx.events.meds import Dataset, open_dataset, read_codes, subjects_in_two_shards
+from ehrctx.events.meds import Dataset, open_dataset, read_codes
 from ehrctx.events.ontology import parents_of
 from ehrctx.events.pieces import Piece, pieces_of
 from ehrctx.events.profile import DatasetProfile, find_profile
+from ehrctx.events.rules import subjects_in_two_shards
 from ehrctx.events.shards import read_piece
-from ehrctx.events.splits import read_splits
+from ehrctx.events.splits import DEFAULT_PRIVACY, read_splits
+from ehrctx.study import Privacy
 from ehrctx.timelines.adaptation import extended, mapping_of, read_vocabulary, spec_of
-from ehrctx.timelines.counting import Counted, count_piece, splits_of
+from ehrctx.timelines.counting import Counted, Unplaced, count_piece, splits_of
 from ehrctx.timelines.coverage import coverage_facts
 from ehrctx.timelines.encoding import Encoder, total_coverage
 from ehrctx.timelines.gather import gather, write_piece
@@ -64,12 +66,13 @@ class Source:
     dataset: Dataset
     profile: DatasetProfile
     splits: pl.DataFrame  # (subject_id, split), by subject_id
+    privacy: Privacy  # of the counts in messages
 
     @classmethod
-    def open(cls, data: Path, profile: str, splits: Path) -> Source:
+    def open(cls, data: Path, profile: str, splits: Path, privacy: Privacy = DEFAULT_PRIVACY) -> Source:
         """`profile` is the name of a shipped file, or a path."""
         chosen = load(DatasetProfile, find_profile(profile))
-        return cls(open_dataset(data), chosen, read_splits(splits).sort("subject_id"))
+        return cls(open_dataset(data), chosen, read_splits(splits).sort("subject_id"), privacy)
 
     @cached_property
     def _metadata(self) -> pl.DataFrame:
@@ -92,31 +95,31 @@ class CountedPart:
 
     pieces: tuple[Path, ...]  # folders of `Counted`
     statistics: Statistics  # of their train subjects
-    early: int  # events before their subject's origin
+    unplaced: Unplaced
 
 
 def count(source: Source, pieces: Sequence[tuple[int, Piece]], out: Path, threads: int) -> CountedPart:
     """Writes each numbered piece as integers to a folder in `out`."""
 
-    def one(numbered: tuple[int, Piece]) -> tuple[Path, Statistics, int]:
+    def one(numbered: tuple[int, Piece]) -> tuple[Path, Statistics, Unplaced]:
         number, piece = numbered
         name = source.dataset.name_of(piece.shard)
         events = read_piece(source.dataset, piece, source.profile)
         try:
-            split = splits_of(events.subjects, source.splits)
-            counted, statistics, early = count_piece(events, split, source.profile.birth)
+            split = splits_of(events.subjects, source.splits, source.privacy)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
+        counted, statistics, unplaced = count_piece(events, split, source.profile.birth)
         folder = out / f"{number:06d}"
         counted.write(folder)
-        return folder, statistics, early
+        return folder, statistics, unplaced
 
-    total, early, folders = Accumulator(), 0, []
-    for folder, statistics, before in _side_by_side(one, pieces, threads):
+    total, unplaced, folders = Accumulator(), Unplaced(), []
+    for folder, statistics, unplaced_of_piece in _side_by_side(one, pieces, threads):
         folders.append(folder)
         total.add(statistics)
-        early += before
-    return CountedPart(tuple(folders), total.result(), early)
+        unplaced += unplaced_of_piece
+    return CountedPart(tuple(folders), total.result(), unplaced)
 
 
 def _check_pieces(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], counted: Sequence[Path]) -> None:
@@ -207,12 +210,13 @@ def build_timelines(
     out: Path,
     threads: int = 2,
     existing: Existing | None = None,
+    privacy: Privacy = DEFAULT_PRIVACY,
 ) -> dict[str, Any]:
     """Fits the vocabulary on the train split, or takes an `existing` one; encodes every subject; writes the store.
 
     `profile` and `tokenizer` are names of shipped files, or paths. Returns the facts of the manifest: see `finish`.
     """
-    source, spec = Source.open(data, profile, splits), spec_for(tokenizer, existing)
+    source, spec = Source.open(data, profile, splits, privacy), spec_for(tokenizer, existing)
     facts: dict[str, Any] = {}
     with new_timelines(source, splits, spec, existing, out, facts) as folder:
         counted, encoded = folder / ".counted", folder / ".encoded"
@@ -222,7 +226,7 @@ def build_timelines(
         vocabulary, about = fit(source, [part], spec, existing)
         coverage = encode(source, part.pieces, vocabulary, spec, existing, encoded, threads)
         finish(source, vocabulary, existing, coverage, [encoded / piece.name for piece in part.pieces], folder, facts)
-        facts |= {**about, "events_before_origin": part.early}
+        facts |= {**about, **asdict(part.unplaced)}
         shutil.rmtree(counted)
         shutil.rmtree(encoded)
     return facts

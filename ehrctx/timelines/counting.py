@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import SPLITS
-from ehrctx.events.shards import STATIC, Coded, Events
+from ehrctx.events.rows import Coded
+from ehrctx.events.rules import SPLITS
+from ehrctx.events.shards import STATIC, Events, Lives, whole_second
 from ehrctx.study import Privacy
 from ehrctx.timelines.counting_numba import CODE, NUMBER, TEXT, entries_of, seconds_since, tally
 from ehrctx.timelines.statistics import ENTRIES, VALUES, WHOLE, Statistics, measure_of
@@ -30,7 +31,7 @@ COUNTED_SUBJECT = np.dtype(
     [
         ("subject_id", "<i8"),
         ("split", "<U8"),
-        ("origin", "<M8[us]"),  # birth, else the first timed event; NaT where nothing is timed
+        ("origin", "<M8[us]"),  # birth if it is known, else the first timed event; NaT where nothing is timed
         ("born", "?"),
         ("n_events", "<i8"),
         ("n_static", "<i8"),  # events
@@ -98,47 +99,55 @@ def _entries(events: Events) -> tuple[np.ndarray, np.ndarray, pl.DataFrame]:
     return entry, value, table
 
 
-def _subjects(events: Events, split: np.ndarray, birth: str) -> np.ndarray:
+def _subjects(events: Events, split: np.ndarray, lives: Lives) -> np.ndarray:
     """COUNTED_SUBJECT[m]."""
-    found = np.zeros(len(events.subjects), dtype=COUNTED_SUBJECT)
-    born = events.births(birth)
-    n_events = np.diff(events.offsets)
-    timed = np.concatenate([[0], np.cumsum(events.time != STATIC)])
-    n_static = n_events - (timed[events.offsets[1:]] - timed[events.offsets[:-1]])
-    # the first timed event follows the static ones
-    first = np.append(events.time, STATIC)[np.where(n_static < n_events, events.offsets[:-1] + n_static, -1)]
-    origin = np.where(born == STATIC, first, born)
-    found["subject_id"], found["split"] = events.subjects, split
-    found["n_events"], found["n_static"] = n_events, n_static
-    found["origin"] = np.where(origin == STATIC, STATIC, origin // 1_000_000 * 1_000_000).view("<M8[us]")
-    found["born"] = born != STATIC
-    return found
+    subjects = np.zeros(len(events.subjects), dtype=COUNTED_SUBJECT)
+    origin = np.where(lives.born == STATIC, lives.first, lives.born)
+    subjects["subject_id"], subjects["split"] = events.subjects, split
+    subjects["n_events"], subjects["n_static"] = np.diff(events.offsets), lives.n_static
+    subjects["origin"] = whole_second(origin).view("<M8[us]")
+    subjects["born"] = lives.born != STATIC
+    return subjects
 
 
-def splits_of(subjects: np.ndarray, splits: pl.DataFrame) -> np.ndarray:
+def splits_of(subjects: np.ndarray, splits: pl.DataFrame, privacy: Privacy) -> np.ndarray:
     """The split of each subject id; str[m]. `splits` is ordered by subject_id."""
     ids = splits["subject_id"].to_numpy()
     place = np.minimum(np.searchsorted(ids, subjects), max(len(ids) - 1, 0))
     known = ids[place] == subjects if len(ids) else np.zeros(len(subjects), dtype=bool)
     if not known.all():
-        n = Privacy().shown(int((~known).sum()))
+        n = privacy.shown(int((~known).sum()))
         raise InputError(f"{n} subjects have no split. Make the splits again.")
     which = splits["split"].cast(pl.Enum(SPLITS)).to_physical().to_numpy()
     return np.array(SPLITS)[which[place]]
 
 
-def count_piece(events: Events, split: np.ndarray, birth: str) -> tuple[Counted, Statistics, int]:
-    """One piece as integers, the statistics of its train subjects, and how many events lie before the origin.
+@dataclass(frozen=True)
+class Unplaced:
+    """What could not be placed on its subject's clock."""
 
-    `split` is each subject's (str[m]), `birth` the code of births. Raises InputError where a life is too long.
+    events_before_origin: int = 0  # of the last weeks before birth: they happen at its second 0
+    births_too_early: int = 0  # subjects whose birth is ignored (see `shards.Lives`), and unknown
+
+    def __add__(self, other: Unplaced) -> Unplaced:
+        return Unplaced(
+            self.events_before_origin + other.events_before_origin, self.births_too_early + other.births_too_early
+        )
+
+
+def count_piece(events: Events, split: np.ndarray, birth: str) -> tuple[Counted, Statistics, Unplaced]:
+    """One piece as integers, the statistics of its train subjects, and what has no place on its subject's clock.
+
+    `split` is each subject's (str[m]), `birth` the code of births.
     """
     entry, value, table = _entries(events)
-    subjects = _subjects(events, split, birth)
+    lives = events.lives(birth)
+    subjects = _subjects(events, split, lives)
     seconds, early, most = seconds_since(events.time, STATIC, events.offsets, subjects["origin"].view(np.int64))
-    if most > MAX_SECONDS:
-        raise InputError("an event lies more than 136 years after its subject's birth. Mend its time or the birth.")
+    assert most <= MAX_SECONDS, "a life is too long, and no rule says so"
     counted = Counted(table, entry, value, seconds, subjects)
-    return counted, _statistics(counted), early
+    unplaced = Unplaced(early - int(lives.n_ignored.sum()), int((lives.n_ignored > 0).sum()))
+    return counted, _statistics(counted), unplaced
 
 
 def _statistics(counted: Counted) -> Statistics:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from ehrctx.artifacts import read_manifest
+from ehrctx.printable import printable
 from ehrctx.study import Privacy
 from ehrctx.timelines.encoding import LONG_TEXT, NOT_FINITE
 from ehrctx.timelines.lookup import COVERED, NAMES
@@ -61,7 +62,10 @@ def table(coverage: pl.DataFrame) -> pl.DataFrame:
 
 def table_text(rows: pl.DataFrame, privacy: Privacy) -> str:
     """`table` for people, small counts masked."""
-    cells = [["code system", *COLUMNS], *([name, *map(privacy.shown, counts)] for name, *counts in rows.iter_rows())]
+    cells = [
+        ["code system", *COLUMNS],
+        *([printable(name), *map(privacy.shown, counts)] for name, *counts in rows.iter_rows()),
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
     return "\n".join("  ".join(row) for row in aligned)
@@ -76,7 +80,7 @@ def warning(share: float, rows: pl.DataFrame, least: float, is_fitted: bool) -> 
     remedy = "Raise vocabulary_size, or set roll_up." if is_fitted else "Use --adapt and --extend, or fit a vocabulary."
     return (
         f"warning: {share:.1%} of the events have a token of their meaning, less than the tokenizer's least_coverage "
-        f"({least:.0%}); most is lost of {', '.join(worst)}. {remedy}"
+        f"({least:.0%}); most is lost of {', '.join(map(printable, worst))}. {remedy}"
     )
 
 

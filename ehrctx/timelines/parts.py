@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import polars as pl
 from ehrctx.artifacts import new_artifact, read_manifest
 from ehrctx.errors import InputError
 from ehrctx.events.pieces import Piece, pieces_of
+from ehrctx.events.splits import DEFAULT_PRIVACY
+from ehrctx.study import Privacy
 from ehrctx.timelines.build import CountedPart, Existing, Source, count, encode, finish, fit, new_timelines, spec_for
+from ehrctx.timelines.counting import Unplaced
 from ehrctx.timelines.encoding import total_coverage
 from ehrctx.timelines.spec import TokenizerSpec
 from ehrctx.timelines.statistics import Statistics
@@ -32,9 +36,11 @@ def part_of(pieces: Sequence[Piece], part: str) -> list[tuple[int, Piece]]:
     return list(enumerate(pieces))[first::of]
 
 
-def count_part(data: Path, profile: str, splits: Path, part: str, out: Path, threads: int) -> dict[str, Any]:
+def count_part(
+    data: Path, profile: str, splits: Path, part: str, out: Path, threads: int, privacy: Privacy = DEFAULT_PRIVACY
+) -> dict[str, Any]:
     """Writes the folder `out` of one part's events as integers, and the statistics of its train subjects."""
-    source = Source.open(data, profile, splits)
+    source = Source.open(data, profile, splits, privacy)
     pieces = part_of(pieces_of(source.dataset), part)
     facts: dict[str, Any] = {}
     choices = {"part": part, "profile": source.profile.model_dump()}
@@ -43,7 +49,7 @@ def count_part(data: Path, profile: str, splits: Path, part: str, out: Path, thr
     with new_artifact(out, COUNTED, choices, {"splits": splits, **shards}, facts) as folder:
         counted = count(source, pieces, folder, threads)
         counted.statistics.in_order().write(folder)
-        facts |= {"events": sum(piece.n_rows for _, piece in pieces), "events_before_origin": counted.early}
+        facts |= {"events": sum(piece.n_rows for _, piece in pieces), **asdict(counted.unplaced)}
         facts |= {"pieces": [piece.name for piece in counted.pieces], "train": counted.statistics.n_subjects}
     return facts
 
@@ -51,7 +57,8 @@ def count_part(data: Path, profile: str, splits: Path, part: str, out: Path, thr
 def _read_counted(folder: Path) -> CountedPart:
     facts = read_manifest(folder, COUNTED)["facts"]
     statistics = Statistics.read(folder, facts["train"])
-    return CountedPart(tuple(folder / name for name in facts["pieces"]), statistics, facts["events_before_origin"])
+    unplaced = Unplaced(**{name: facts[name] for name in asdict(Unplaced())})
+    return CountedPart(tuple(folder / name for name in facts["pieces"]), statistics, unplaced)
 
 
 def fit_parts(
@@ -72,7 +79,7 @@ def fit_parts(
         parts = [_read_counted(part) for part in counted]
         vocabulary, about = fit(source, parts, spec, existing)
         vocabulary.write(folder)
-        facts |= {**about, "events_before_origin": sum(part.early for part in parts)}
+        facts |= {**about, **asdict(sum((part.unplaced for part in parts), Unplaced()))}
     return facts
 
 

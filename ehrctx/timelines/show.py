@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.printable import printable
 from ehrctx.timelines.store import Timelines
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -20,7 +21,11 @@ def _number(value: float) -> str:
 
 
 def meaning(row: dict[str, Any]) -> str:
-    """What a token of the vocabulary says, in words."""
+    """What a token of the vocabulary says, in words, as they can be printed."""
+    return printable(_meaning(row))
+
+
+def _meaning(row: dict[str, Any]) -> str:
     if row["kind"] == "piece":
         return str(row["text"])
     said = str(row["code"])

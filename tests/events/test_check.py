@@ -2,6 +2,7 @@
 
 import statistics
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,11 @@ import pytest
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset
+from ehrctx.events.pieces import shard_pieces
+from ehrctx.events.profile import DatasetProfile
+from ehrctx.events.shards import read_shard
 from ehrctx.events.splits import read_splits, subject_splits
+from ehrctx.study import Privacy
 
 SECRET = 987654321
 
@@ -145,3 +150,100 @@ def test_all_violations_of_all_files_are_listed(write_meds, tmp_path):
         ("data/a.parquet", (2,)),
         ("data/b.parquet", ()),
     ]
+
+
+def test_all_unreadable_files_are_named(write_meds, tmp_path):
+    folder = write_meds(tmp_path, {name: events_of(subject) for name, subject in (("a", 1), ("b", 2), ("c", 3))})
+    for name in "ac":
+        file = folder / "data" / f"{name}.parquet"
+        file.write_bytes(file.read_bytes()[:-9])
+    (folder / "metadata" / "codes.parquet").write_bytes(b"")
+    summary, found = check(open_dataset(folder))
+    assert [v.file for v in found] == ["data/a.parquet", "data/c.parquet", "metadata/codes.parquet"]
+    assert all("not a readable parquet file" in v.problem for v in found)
+    assert summary["subjects"] == 1  # of the file that can be read
+
+
+def test_what_a_profile_names_is_checked(write_meds, tmp_path):
+    folder = write_meds(tmp_path, {"a": events_of(1).with_columns(unit=pl.lit("mg")), "b": events_of(2)})
+    profile = DatasetProfile(name="own", unit_column="unit", visit_column="stay")
+    assert check(open_dataset(folder))[1] == []
+    _, found = check(open_dataset(folder), profile)
+    assert [(v.file, v.problem) for v in found] == [
+        ("data/a.parquet", "no column 'stay', which the profile 'own' names as visit_column."),
+        ("data/b.parquet", "no column 'stay', which the profile 'own' names as visit_column."),
+        ("data/b.parquet", "no column 'unit', which the profile 'own' names as unit_column."),
+    ]
+
+
+def test_birth_is_the_profiles(write_meds, tmp_path):
+    """`tokenize` and `check --profile` agree on what is an event before birth."""
+    rows = pl.DataFrame(
+        {"subject_id": [1, 1], "time": [datetime(1960, 1, 1), datetime(1990, 1, 1)], "code": ["A", "BORN"]}
+    )
+    dataset = open_dataset(write_meds(tmp_path, {"0": rows.cast({"time": pl.Datetime("us")})}))
+    assert check(dataset)[1] == []
+    (violation,) = check(dataset, DatasetProfile(name="p", birth="BORN"))[1]
+    assert (violation.rows, violation.problem) == ((1,), "time is more than 30 days before the subject's birth.")
+    with pytest.raises(InputError, match="row 1: time is more than 30 days before"):
+        read_shard(dataset, dataset.shards[0], DatasetProfile(name="p", birth="BORN"))
+
+
+def test_patterns_that_no_event_has_are_warned_of_by_key(write_meds, tmp_path):
+    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2, 3)}))
+    profile = DatasetProfile(
+        name="p", birth="SEX//F", admission=("C2", "ADMISSION//*"), death=("C*",), date_only=("X", "Y//*"),
+        groups={"sex": {"female": ("SEX//F",), "male": ("SEX//M",)}},
+    )  # fmt: skip
+    told = []
+    assert check(dataset, profile, warn=told.append)[1] == []
+    assert told == [
+        "profile 'p': `admission` has 'ADMISSION//*', which no event has; others of this key do.",
+        "profile 'p': `date_only` has 'X', 'Y//*', which no event has; so that no event counts as such.",
+        "profile 'p': `groups.sex.male` has 'SEX//M', which no event has; so that no event counts as such.",
+    ]
+
+
+def test_another_table_of_splits(write_meds, tmp_path):
+    dataset = open_dataset(write_meds(tmp_path / "data", {"0": events_of(1, 2, SECRET)}, {1: "train"}))
+    file = tmp_path / "mine.parquet"
+    pl.DataFrame({"subject_id": [1, 2], "split": ["train", "tuning"]}).write_parquet(file)
+    (violation,) = check(dataset, splits=file)[1]
+    assert str(violation) == f"{file}: <10 subjects with events have no split. Make the splits again."
+    (violation,) = check(dataset, splits=file, privacy=Privacy(minimum_count=1))[1]
+    assert "1 subjects with events have no split" in str(violation)
+    with pytest.raises(InputError, match=r"no such file: .*gone"):
+        check(dataset, splits=tmp_path / "gone.parquet")
+
+
+def test_pieces_of_a_large_file_are_checked_one_by_one(write_meds, tmp_path, monkeypatch):
+    """The same violations and the same summary, whatever is held at a time."""
+    subjects = [events_of(subject, seed=subject) for subject in range(1, 31)]
+    broken = pl.concat([*subjects, events_of(99, seed=1).with_columns(code=pl.lit(""))])
+    folder = write_meds(tmp_path, {"0": broken})
+    broken.write_parquet(folder / "data" / "0.parquet", row_group_size=10)
+    dataset = open_dataset(folder)
+    whole = check(dataset)
+    monkeypatch.setattr("ehrctx.events.check.shard_pieces", partial(shard_pieces, rows=20))
+    assert len(shard_pieces(dataset, dataset.shards[0], 20)) > 10
+    assert check(dataset) == whole
+    assert whole[1][0].rows[0] == broken.height - events_of(99, seed=1).height + 1
+
+
+def test_the_command_line(run, write_meds, tmp_path):
+    folder = write_meds(tmp_path, {"0": events_of(1, 2, 3)})
+    (folder / "data" / "1.csv").touch()
+    (folder / "data" / "._0.parquet").touch()
+    (folder / "README").touch()
+    (tmp_path / "own.yaml").write_text("{name: own, admission: ['Visit/IP']}")
+    code, out, said = run("check", folder, "--profile", tmp_path / "own.yaml")
+    assert code == 0
+    assert '"events": ' in out
+    assert f"warning: {folder}: not read: data/1.csv. Write events as parquet" in said
+    assert "warning: profile 'own': `admission` has 'Visit/IP', which no event has;" in said
+    assert "ignored" not in said
+    code, _, said = run("check", folder, "--verbose")
+    assert code == 0
+    assert "ignored: README (outside data/ and metadata/)" in said
+    assert "ignored: data/._0.parquet (hidden" in said
+    assert "profile" not in said

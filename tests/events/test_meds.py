@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
-from ehrctx.events.meds import check_splits, open_dataset, read_codes, read_raw, violations_of
+from ehrctx.events.meds import open_dataset, read_codes
 from ehrctx.events.profile import DatasetProfile
-from ehrctx.events.shards import read_shard
+from ehrctx.events.rules import check_splits, violations_of
+from ehrctx.events.shards import read_shard, read_valid
 from ehrctx.events.splits import read_splits, subject_splits
 
 SECRET = 987654321  # no message may hold it
@@ -140,17 +141,20 @@ def test_only_the_first_rows_are_named_and_the_rest_counted():
         (lambda f: f.drop("code"), "the column 'code' is missing"),
         (lambda f: f.rename({"subject_id": "patient_id"}), "Rename 'patient_id' to 'subject_id'"),
         (lambda f: f.rename({"time": "timestamp"}), "Rename 'timestamp' to 'time'"),
-        (lambda f: f.cast({"subject_id": pl.String}), "the column 'subject_id' is String, expected an integer"),
-        (lambda f: f.cast({"subject_id": pl.Float64}), "the column 'subject_id' is Float64, expected an integer"),
-        (lambda f: f.cast({"time": pl.String}), "the column 'time' is String, expected a date-time"),
-        (lambda f: f.cast({"time": pl.Date}), "the column 'time' is Date, expected a date-time"),
+        (lambda f: f.cast({"subject_id": pl.String}), "the column 'subject_id' is large_string, expected an integer"),
+        (lambda f: f.cast({"subject_id": pl.Float64}), "the column 'subject_id' is double, expected an integer"),
+        (lambda f: f.cast({"time": pl.String}), "the column 'time' is large_string, expected a date-time"),
+        (lambda f: f.cast({"time": pl.Date}), "the column 'time' is date32[day], expected a date-time"),
         (
             lambda f: f.with_columns(pl.col("time").dt.replace_time_zone("UTC")),
             "expected a date-time without time zone",
         ),
-        (lambda f: f.with_columns(code=pl.lit(3)), "the column 'code' is Int32, expected a string"),
-        (lambda f: f.cast({"numeric_value": pl.String}), "the column 'numeric_value' is String, expected a number"),
-        (lambda f: f.with_columns(text_value=pl.lit(1.0)), "the column 'text_value' is Float64, expected a string"),
+        (lambda f: f.with_columns(code=pl.lit(3)), "the column 'code' is int32, expected a string"),
+        (
+            lambda f: f.cast({"numeric_value": pl.String}),
+            "the column 'numeric_value' is large_string, expected a number",
+        ),
+        (lambda f: f.with_columns(text_value=pl.lit(1.0)), "the column 'text_value' is double, expected a string"),
     ],
 )
 def test_wrong_columns_are_reported(write_meds, tmp_path, change, words):
@@ -209,10 +213,10 @@ def test_truncated_parquet_is_an_input_error(write_meds, tmp_path):
     file.write_bytes(file.read_bytes()[:-200])
     dataset = open_dataset(folder)
     with pytest.raises(InputError, match=r"^data/0\.parquet is not a readable parquet file"):
-        read_raw(dataset, dataset.shards[0])
+        read_valid(dataset, dataset.shards[0])
     file.write_bytes(b"")
-    with pytest.raises(InputError, match=r"^data/0\.parquet is not a readable parquet file"):
-        check(dataset)
+    (violation,) = check(dataset)[1]
+    assert str(violation).startswith("data/0.parquet: not a readable parquet file")
 
 
 @pytest.mark.parametrize("name", ["codes", "subject_splits"])
@@ -222,12 +226,15 @@ def test_truncated_metadata_is_an_input_error(write_meds, tmp_path, name):
     file = folder / "metadata" / f"{name}.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     dataset = open_dataset(folder)
-    with pytest.raises(InputError, match=rf"{name}\.parquet is not a readable parquet file"):
-        read_codes(dataset) if name == "codes" else check(dataset)
-    if name == "subject_splits":
-        for read in (lambda: subject_splits(dataset, None), lambda: read_splits(file)):
-            with pytest.raises(InputError, match=r"subject_splits\.parquet is not a readable parquet file"):
-                read()
+    (violation,) = check(dataset)[1]
+    assert str(violation).startswith(f"metadata/{name}.parquet: not a readable parquet file")
+    readers = {
+        "codes": [lambda: read_codes(dataset)],
+        "subject_splits": [lambda: subject_splits(dataset, None), lambda: read_splits(file)],
+    }
+    for read in readers[name]:
+        with pytest.raises(InputError, match=rf"{name}\.parquet is not a readable parquet file"):
+            read()
 
 
 def test_no_such_folder_and_empty_folder(tmp_path):
@@ -357,7 +364,7 @@ def test_codes_table(write_meds, tmp_path):
 def test_folder_names_are_no_patterns(write_meds, tmp_path):
     rows = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["A"]}).cast({"time": pl.Datetime("us")})
     dataset = open_dataset(write_meds(tmp_path / "meds [v1] *", {"0": rows}))
-    assert read_raw(dataset, dataset.shards[0]).height == 1
+    assert read_valid(dataset, dataset.shards[0]).height == 1
 
 
 def test_subject_ids_beyond_64_bits_are_refused_without_being_named(write_meds, tmp_path):

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
-from ehrctx.events.meds import open_dataset, violations_of
+from ehrctx.events.meds import open_dataset
 from ehrctx.events.pieces import pieces_of
 from ehrctx.events.profile import DatasetProfile
+from ehrctx.events.rules import violations_of
 from ehrctx.events.shards import read_piece, read_shard
 
 PROFILE = DatasetProfile(name="p", unit_column="unit", visit_column="visit", date_only=("DX",))

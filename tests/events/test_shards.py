@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
-from ehrctx.events.meds import LONGEST_CODE, open_dataset, subjects_in_two_shards, violations_of
+from ehrctx.events.meds import open_dataset
+from ehrctx.events.pieces import pieces_of
 from ehrctx.events.profile import DatasetProfile
-from ehrctx.events.shards import read_shard
+from ehrctx.events.rules import LONGEST_CODE, LONGEST_LIFE, subjects_in_two_shards, violations_of
+from ehrctx.events.shards import STATIC, read_piece, read_shard
 
 PLAIN = DatasetProfile(name="plain")
 DAY = datetime(2020, 3, 1)
@@ -37,6 +39,8 @@ times = st.one_of(
     st.integers(0, 4).map(lambda n: DAY + timedelta(hours=n)),
     st.sampled_from([-31, -30, 29, 30, 31]).map(lambda n: DAY + timedelta(days=n)),
     st.just(DAY + timedelta(microseconds=1)),
+    st.sampled_from([datetime(9999, 12, 31), datetime(1850, 1, 1), datetime(1650, 1, 1), datetime(1300, 1, 1)]),
+    st.sampled_from([0, 1, -1]).map(lambda s: DAY - LONGEST_LIFE + timedelta(seconds=s)),
 )
 
 
@@ -46,6 +50,8 @@ def nearly_valid(draw):
     rows = []
     for subject in draw(st.lists(st.integers(1, 6), max_size=4, unique=True)):
         own = draw(st.lists(st.tuples(times, codes), min_size=1, max_size=5))
+        if draw(st.booleans()):  # a birth that may lie too far back
+            own.append((draw(st.sampled_from([datetime(1300, 1, 1), DAY - LONGEST_LIFE, DAY])), "MEDS_BIRTH"))
         own.sort(key=lambda row: (row[0] is not None, row[0] or DAY))
         rows += [(SECRET + subject, *row) for row in own]
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
@@ -91,6 +97,19 @@ RULES = {
         [(1, DAY - 30 * DAYS - MICROSECOND, "A"), (1, DAY - 30 * DAYS, "A"), (1, DAY, "MEDS_BIRTH")],
         1,
         "more than 30 days before",
+    ),
+    "an open end": ([(1, DAY, "A"), (1, datetime(9999, 12, 31), "A")], 2, "a placeholder, not a date"),
+    "an early placeholder": ([(1, datetime(1600, 1, 1), "A"), (1, DAY, "A")], 1, "a placeholder, not a date"),
+    "a birth in year 0": ([(1, np.datetime64("0000-01-01", "us"), "MEDS_BIRTH")], 1, "a placeholder, not a date"),
+    "one event too late": (
+        [(1, DAY, "A"), (1, DAY, "A"), (1, DAY + LONGEST_LIFE + timedelta(seconds=1), "A")],
+        3,
+        "136 years away",
+    ),
+    "one event too early": (
+        [(1, DAY - LONGEST_LIFE - timedelta(seconds=1), "A"), (1, DAY, "A"), (1, DAY, "A")],
+        1,
+        "136 years away",
     ),
 }  # fmt: skip
 
@@ -146,3 +165,58 @@ def test_subjects_in_two_shards_against_a_count(shards):
             expected.append((f"f{number}", again))
         seen |= set(ids)
     assert [(v.file, int(v.problem.split()[0])) for v in found] == expected
+
+
+BIRTH = "MEDS_BIRTH"
+EARLY = DAY - LONGEST_LIFE - timedelta(seconds=1)
+# name -> (rows, how many births are ignored, the birth that is known, the first other event)
+LIVES = {
+    "a birth as early as can be": ([(1, DAY - LONGEST_LIFE, BIRTH), (1, DAY, "A")], 0, DAY - LONGEST_LIFE, None),
+    "a second earlier": ([(1, EARLY, BIRTH), (1, DAY, "A")], 1, None, DAY),
+    "written twice": ([(1, EARLY, BIRTH), (1, EARLY, BIRTH), (1, DAY, "A")], 2, None, DAY),
+    "another one is believed": (
+        [(1, EARLY, BIRTH), (1, DAY - 9 * DAYS, BIRTH), (1, DAY, "A")],
+        1,
+        DAY - 9 * DAYS,
+        None,
+    ),
+    "after static events": (
+        [(1, None, "S"), (1, EARLY, BIRTH), (1, DAY - DAYS, "A"), (1, DAY, "A")],
+        1,
+        None,
+        DAY - DAYS,
+    ),
+    "a birth alone": ([(1, datetime(1300, 1, 1), BIRTH)], 0, datetime(1300, 1, 1), None),
+    "static events alone": ([(1, None, "S")], 0, None, None),
+}
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_births_too_early_are_ignored(write_meds, tmp_path, name):
+    rows, n_ignored, born, first = LIVES[name]
+    rows = [(0, DAY, "A"), *rows, (9, DAY - DAYS, BIRTH), (9, DAY, "A")]
+    dataset = open_dataset(write_meds(tmp_path, {"0": frame(rows)}))
+    (piece,) = pieces_of(dataset)
+    lives = read_piece(dataset, piece, PLAIN).lives(BIRTH)
+    assert lives.n_ignored.tolist() == [0, n_ignored, 0]
+
+    def micros(time):
+        return STATIC if time is None else int(np.datetime64(time, "us").astype(np.int64))
+
+    assert lives.born.tolist() == [STATIC, micros(born), micros(DAY - DAYS)]
+    assert lives.first.tolist() == [micros(DAY), micros(first or born), micros(DAY - DAYS)]
+    told = []
+    assert check(dataset, warn=told.append)[1] == []
+    assert [sentence[:26] for sentence in told] == ["<10 subjects were born mor"] * bool(n_ignored)
+
+
+def test_days_that_end_later_are_kept_within_what_a_timeline_holds(write_meds, tmp_path):
+    """Events that move to the end of their day may not move beyond 2^32 - 1 seconds."""
+    moved = DatasetProfile(name="p", date_only=("A",))
+    rows = [(1, DAY - LONGEST_LIFE + timedelta(hours=1), "B"), (1, DAY, "A")]
+    dataset = open_dataset(write_meds(tmp_path, {"0": frame(rows)}))
+    assert read_shard(dataset, dataset.shards[0], PLAIN).height == 2
+    with pytest.raises(InputError, match="136 years away"):
+        read_shard(dataset, dataset.shards[0], moved)
+    assert check(dataset)[1] == []
+    assert [violation.n for violation in check(dataset, moved)[1]] == [1]

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrctx.errors import InputError
+from ehrctx.events.check import check
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.splits import hash_splits, read_splits, subject_splits
-from ehrctx.study import HashSplits
+from ehrctx.study import HashSplits, Privacy
 
 IDS = np.random.default_rng(5).choice(2**40, 20_000, replace=False)
 SECRET = 987654321
@@ -96,18 +97,54 @@ def test_few_subjects_without_a_split_are_not_counted_aloud(write_meds, tmp_path
 
 
 def test_empty_split(write_meds, tmp_path):
-    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2)}, {1: "train", 2: "held_out"}))
-    with pytest.raises(InputError, match="the split 'tuning' is empty"):
+    given_splits = {1: "train", 2: "held_out", 3: "train"}
+    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2, 3)}, given_splits))
+    with pytest.raises(InputError, match=r"the split 'tuning' is empty: .* lists no subject of it.*hash"):
         subject_splits(dataset, None)
+    few = open_dataset(write_meds(tmp_path / "few", {"0": events_of(1, 2, 3)}))
+    with pytest.raises(InputError, match=r"the split '\w+' is empty: the hash puts none .*another seed"):
+        subject_splits(few, HashSplits(hash=(0.98, 0.01, 0.01)))
+
+
+def test_a_split_whose_subjects_have_no_events(write_meds, tmp_path, capsys):
+    """The files of a whole split are missing."""
+    given_splits = {1: "train", 2: "held_out", SECRET: "tuning", SECRET + 1: "tuning"}
+    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2)}, given_splits))
+    words = r"the split 'tuning' is empty: \S+ lists <10 subjects of it, and none has events in data/\. Restore"
+    with pytest.raises(InputError, match=words):
+        subject_splits(dataset, None)
+    with pytest.raises(InputError, match="lists 2 subjects of it"):
+        subject_splits(dataset, None, Privacy(minimum_count=1))
+    warned = capsys.readouterr().err
+    assert "without events in data/: <10 in tuning." in warned
+    assert "without events in data/: 2 in tuning." in warned
+    assert str(SECRET) not in warned
+
+
+def test_some_train_files_are_missing(write_meds, tmp_path, capsys):
+    given_splits = {1: "train", 2: "held_out", 3: "tuning", **dict.fromkeys(range(100, 130), "train")}
+    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1, 2, 3)}, given_splits))
+    assert subject_splits(dataset, None).height == 3
+    said = "subjects of metadata/subject_splits.parquet without events in data/: 30 in train."
+    assert said in capsys.readouterr().err
+    warnings = []
+    check(dataset, warn=warnings.append)
+    assert [warning for warning in warnings if warning.startswith(said)]
+
+
+def test_no_events_and_too_few_subjects(write_meds, tmp_path):
+    """The true reason, not the advice to do what has just failed."""
+    nobody = open_dataset(write_meds(tmp_path / "nobody", {"0": events_of()}))
     alone = open_dataset(write_meds(tmp_path / "alone", {"0": events_of(1)}))
-    with pytest.raises(InputError, match=r"the split '\w+' is empty.*another seed"):
-        subject_splits(alone, HashSplits(hash=(0.5, 0.2, 0.3)))
+    for splits in (None, HashSplits(hash=(0.5, 0.2, 0.3))):
+        with pytest.raises(InputError, match=r"nobody has no events: its files in data/ have no rows"):
+            subject_splits(nobody, splits)
+        with pytest.raises(InputError, match="alone has events of fewer than 3 subjects"):
+            subject_splits(alone, splits)
+    assert [str(v) for v in check(nobody)[1]] == ["data/: no file in it has rows. Give a data set with events."]
 
 
 def test_no_table_of_splits(write_meds, tmp_path):
-    dataset = open_dataset(write_meds(tmp_path, {"0": events_of(1)}))
-    with pytest.raises(InputError, match=r"the split '\w+' is empty"):
-        subject_splits(dataset, None)
     many = open_dataset(write_meds(tmp_path / "many", {"0": events_of(*sorted(IDS[:300]))}))
     assert subject_splits(many, None).equals(hash_splits(np.sort(IDS[:300]), HashSplits(hash=(0.7, 0.15, 0.15))))
     with pytest.raises(InputError, match="no such file"):

@@ -13,6 +13,8 @@ import numpy as np
 
 from ehrctx.errors import InputError
 
+Change = Callable[[Path, np.random.Generator], object]
+
 
 def unchanged(tidy_result: Any) -> Any:
     """The expected result of a change that changes no content."""
@@ -29,7 +31,7 @@ class Mutation:
     """
 
     name: str
-    change: Callable[[Path, np.random.Generator], object]
+    change: Change
     refused: str | None = None
     expected: Callable[[Any], Any] = unchanged
 
@@ -57,4 +59,8 @@ def assert_right_or_refused(
         assert not out.exists() or not any(out.iterdir()), "something is half-written"
         return
     assert mutation.refused is None, f"read, but it should be refused: {result}"
-    assert result == mutation.expected(tidy_result)
+    expected = mutation.expected(tidy_result)
+    if isinstance(result, dict) and isinstance(expected, dict):
+        differing = [key for key in result.keys() | expected.keys() if result.get(key) != expected.get(key)]
+        assert not differing, {key: (result.get(key), expected.get(key)) for key in differing}
+    assert result == expected

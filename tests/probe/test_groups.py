@@ -149,3 +149,19 @@ def test_scores_of_a_level_are_those_of_its_labels_alone():
     assert table.filter(group="age")["difference"].null_count() == 3, "a group of one level has no others"
     with pytest.raises(InputError, match="300 held-out labels of 'stay' have no sex"):
         subgroup_table([task], groups.clear(), history, draws, Intervals(0.9))
+
+
+def test_a_birth_too_early_to_be_believed_is_unknown(write_meds, tmp_path):
+    """De-identified data sets move the births of the oldest by centuries; the timelines ignore such a birth, too."""
+    events = frame(
+        [
+            (1, datetime(1880, 1, 1), "MEDS_BIRTH"),
+            (1, datetime(2010, 1, 1), "A"),
+            (1, datetime(2010, 1, 1) + timedelta(days=3650), "A"),
+            (2, datetime(1880, 1, 1), "MEDS_BIRTH"),
+            (2, datetime(2010, 1, 1), "A"),
+        ]
+    )
+    at = datetime(2010, 6, 1)
+    found = groups_at(events, DatasetProfile(name="p"), keys_of([(1, at), (2, at)]))
+    assert found["age"].to_list() == ["unknown", "80+"]

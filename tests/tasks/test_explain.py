@@ -229,5 +229,5 @@ def test_refusals(run, words, message):
 
 def test_a_damaged_shard_is_named(run, write_meds, tmp_path):
     data = write_meds(tmp_path / "data", {"0": pl.DataFrame({"patient_id": [1]})})
-    with pytest.raises(InputError, match=r"data/0\.parquet is not a parquet file with a subject_id\. `ehrctx check"):
+    with pytest.raises(InputError, match=r"data/0\.parquet: the column 'subject_id' is missing\. .*`ehrctx check"):
         explain(data, "simulated", ["guo_los"], Labels(), 1)

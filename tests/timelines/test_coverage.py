@@ -1,12 +1,15 @@
 """What became of all events, as people read it."""
 
 import json
+from itertools import pairwise
 
+import numpy as np
 import polars as pl
 import pytest
 
 from ehrctx.study import Privacy
 from ehrctx.timelines.coverage import coverage_facts, report, system, table, table_text
+from ehrctx.timelines.lookup import NAMES
 
 ROWS = [
     ("SNOMED/1", "code", 90), ("SNOMED/2", "out of vocabulary", 40), ("SNOMED/2", "unseen unit", 3),
@@ -66,3 +69,22 @@ def test_too_little_coverage_is_said_with_what_lost_most(build, random_events):
     assert "most is lost of (no system)" in said
     assert "Raise vocabulary_size" in said
     assert report(build(raw, spec={"vocabulary_size": 12, "bins": 2, "least_coverage": 0}), Privacy())[1] is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "spec", [{}, {"unknown": "unk"}, {"static_prefix": False, "vocabulary_size": 12}, {"values": "separate", "bins": 2}]
+)
+def test_every_row_is_counted_once(build, random_events, seed, spec):
+    """Rows in = events that became tokens + events by the reason why they did not."""
+    rows = random_events(seed)
+    store = build({"a": rows.filter(pl.col("subject_id") <= 5), "b": rows.filter(pl.col("subject_id") > 5)}, spec=spec)
+    facts = json.loads((store / "manifest.json").read_text())["facts"]
+    outcomes = {name: n for name, n in facts["events_by_outcome"].items() if name in NAMES}
+    assert sum(outcomes.values()) == facts["events"] == rows.height
+    lost = sum(outcomes[name] for name in ("out of vocabulary", "static"))
+    timed = pl.read_parquet(store / "coverage.parquet").filter(pl.col("outcome").is_in(NAMES))
+    assert timed["events"].sum() == rows.height
+    event, offsets = np.load(store / "event.npy"), np.load(store / "offsets.npy")
+    with_token = sum(len(np.unique(event[lo:hi])) for lo, hi in pairwise(offsets.tolist()))
+    assert with_token == rows.height - lost

@@ -102,3 +102,18 @@ def test_what_is_said_is_what_the_record_says(build, random_events, seed, spec):
                 assert own["numeric_value"] is not None
                 assert math.isfinite(own["numeric_value"])
     assert n > 50
+
+
+def test_no_text_forges_an_event(build, events_frame):
+    """Codes, descriptions and texts are written by others: each stays in its own line, and in its own direction."""
+    forged = "low\n2020-01-01 09:00:00      9     99  DEATH\x1b[1A\u202e"
+    codes = pl.DataFrame(
+        {"code": ["LAB//K\t"], "description": ["Potassium\r\u200bx"], "parent_codes": [None]},
+        schema={"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)},
+    )
+    record = events_frame([(1, BIRTH, "MEDS_BIRTH"), (1, NOW, "LAB//K\t", None, forged)])
+    text = show(build(record, {1: "train"}, SPEC, PROFILE, codes), 1, 100)
+    assert len(text.splitlines()) == 1 + 3  # the head; birth, gap and result
+    assert text.splitlines()[-1].endswith(
+        "LAB//K\\t (Potassium\\r\\u200bx): low\\n2020-01-01 09:00:00      9     99  DEATH\\x1b[1A\\u202e"
+    )

@@ -237,7 +237,7 @@ def test_broken_data_are_refused_without_naming_a_subject(build, events_frame):
     with pytest.raises(InputError, match="<10 subjects have no split") as caught:
         build(one, {1: "train"})
     assert str(secret) not in str(caught.value)
-    late = events_frame([(secret, datetime(1700, 1, 1), "MEDS_BIRTH"), (secret, datetime(2000, 1, 1), "A")])
+    late = events_frame([(secret, datetime(1800, 1, 1), "B"), (secret, datetime(2000, 1, 1), "A")])
     with pytest.raises(InputError, match="136 years") as caught:
         build(late, {secret: "train"})
     assert str(secret) not in str(caught.value)

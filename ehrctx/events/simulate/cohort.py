@@ -15,6 +15,7 @@ import polars as pl
 from ehrctx import __version__
 from ehrctx.artifacts import new_artifact
 from ehrctx.errors import InputError
+from ehrctx.events.profile import SIMULATED
 from ehrctx.events.simulate import clinic
 from ehrctx.events.simulate.cause import Episodes, episodes_of, undergo
 from ehrctx.events.simulate.diseases import DIAGNOSED, NAMES
@@ -199,6 +200,6 @@ def simulate(parameters: Parameters, subjects: int, seed: int, out: Path, worker
                 "more subjects."
             )
         ids = np.arange(1, subjects + 1)
-        about = {"dataset_name": "ehrctx simulated cohort", "dataset_version": __version__}
+        about = {"dataset_name": SIMULATED, "dataset_version": __version__}
         write_metadata(folder, about, code_table(), hash_splits(ids, SPLITS))
     return facts
