@@ -132,7 +132,9 @@ def chain(study: Study, results: Path = RESULTS) -> dict[Path, Expected]:
     """
     folder = results_of(study, results)
     made_events = folder / "events" / "meds"
-    events: Source = open_dataset(Path(study.data)).source() if study.data is not None else made_events
+    given = Path(study.data) if study.data is not None else None
+    # where the data cannot be reached (results on another machine), all is compared but them
+    events: Source = open_dataset(given).source() if given is not None and given.is_dir() else given or made_events
     profile = load(DatasetProfile, find_profile(study.profile)).model_dump()
     spec = find_spec(study.tokenizer)
     splits, timelines, labels = folder / SPLITS, folder / "timelines" / spec.stem, folder / "labels"

@@ -22,10 +22,11 @@ def report(
 ) -> None:
     """Write the self-contained HTML page."""
     from ehrctx.provenance import ROBUSTNESS, SCORES
-    from ehrctx.report.page import write_report
+    from ehrctx.report.page import require_tables, write_report
 
     whole = read_study(study)
     assert whole is not None
+    require_tables(tables)
     check_inputs(whole, tables / SCORES, tables / ROBUSTNESS, timelines, summary)
     write_report(tables, timelines, summary, whole.model_dump(mode="json"), out)
     typer.echo(f"report: {out}")

@@ -74,14 +74,21 @@ SUMMARY = {"name", "subjects", "events", "codes", "events_per_subject", "with_nu
 SHOWN_PROPERTIES = ("rr_1", "gap_sd", "n_tokens")
 
 
-def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
-    """The tables of `ehrctx score` and `ehrctx robustness`, by name; counts are text, since small ones are masked."""
-    tables = {}
+def require_tables(folder: Path) -> None:
+    """Raises InputError, with the verb to run first, where a table is missing."""
     for name in TABLES:
         file = Path(folder) / f"{name}.csv"
         if not file.is_file():
             verb = "robustness" if name in ("strata", "perplexity") else "score"
             raise InputError(f"{file} is missing. Run `ehrctx {verb}` first.")
+
+
+def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
+    """The tables of `ehrctx score` and `ehrctx robustness`, by name; counts are text, since small ones are masked."""
+    require_tables(folder)
+    tables = {}
+    for name in TABLES:
+        file = Path(folder) / f"{name}.csv"
         # an interval that is not there is no limit, and so on no side of any number
         tables[name] = pl.read_csv(file, schema_overrides=_TYPES).with_columns(
             pl.col("^(.+_)?(lower|upper)$").fill_null(float("nan"))

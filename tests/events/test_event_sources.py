@@ -12,7 +12,8 @@ from ehrctx.artifacts import read_manifest
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
 from ehrctx.events.femr import import_femr
-from ehrctx.events.meds import LONGEST_CODE, open_dataset
+from ehrctx.events.meds import open_dataset
+from ehrctx.events.rules import LONGEST_CODE
 from ehrctx.tasks.ehrshot import import_ehrshot
 
 HEADER = "patient_id,start,end,code,value,unit,visit_id,omop_table"

@@ -6,8 +6,9 @@ from omop_by_hand import ICU, small_cdm, table, write_cdm
 
 from ehrctx.errors import InputError
 from ehrctx.events.check import check
-from ehrctx.events.meds import LONGEST_CODE, open_dataset
+from ehrctx.events.meds import open_dataset
 from ehrctx.events.omop.convert import import_omop
+from ehrctx.events.rules import LONGEST_CODE
 from ehrctx.study import HashSplits, OmopOptions
 
 SPLITS = HashSplits(hash=(0.5, 0.2, 0.3))
