@@ -36,7 +36,7 @@ def refuse_cache(cache: Any) -> None:
 
 
 def without_padding(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """x [batch, length, channels], zero where `attention_mask` [batch, length] is: what precedes a window is nothing."""
+    """x [batch, length, channels], zero where `attention_mask` [batch, length] is: padding leaves no state behind."""
     return x if attention_mask is None else (x * attention_mask.unsqueeze(-1)).to(x.dtype)
 
 

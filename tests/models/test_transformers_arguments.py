@@ -57,7 +57,7 @@ def mask_without(positions: slice) -> torch.Tensor:
 
 @pytest.mark.parametrize("padding", [slice(0, 7), slice(7, 10)], ids=["on the left", "in the middle"])
 def test_padding_before_a_token_is_left_out(pair, padding):
-    ours, original = pair
+    ours, _ = pair
     mask = mask_without(padding)
     with torch.no_grad():
         logits, expected = (network(input_ids=TOKENS, attention_mask=mask).logits for network in pair)
@@ -70,7 +70,7 @@ def test_padding_before_a_token_is_left_out(pair, padding):
 
 @torch.no_grad()
 def test_labels_hidden_states_and_embeddings(pair):
-    ours, original = pair
+    ours, _ = pair
     found, expected = (network(input_ids=TOKENS, labels=TOKENS, output_hidden_states=True) for network in pair)
     torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.hidden_states, expected.hidden_states, atol=1e-4, rtol=0)
@@ -114,7 +114,7 @@ def test_generation_from_prompts_of_two_lengths(pair):
 def test_a_cache_is_right_or_refused(pair):
     ours, original = pair
     if original.config.model_type in WITHOUT_CACHE:
-        with pytest.raises(InputError, match="has no cache.*use_cache=False"):
+        with pytest.raises(InputError, match=r"has no cache.*use_cache=False"):
             ours.generate(TOKENS, use_cache=True, **GREEDY)
         with pytest.raises(InputError, match="has no cache"), torch.no_grad():
             ours(input_ids=TOKENS, use_cache=True)
