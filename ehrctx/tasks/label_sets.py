@@ -23,7 +23,15 @@ from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, l
 from ehrctx.tasks.history import FILE as HISTORY
 from ehrctx.tasks.history import HISTORY_SCHEMA, LABELS, history_of
 from ehrctx.tasks.imports import import_labels
-from ehrctx.tasks.labelers import judge, labels_of, reasons_of
+from ehrctx.tasks.labelers import UNKNOWN_UNIT, judge, labels_of, reasons_of
+from ehrctx.tasks.missing_codes import (
+    concepts_without_codes,
+    used_codes,
+    warn_of_concepts,
+    warn_of_profile,
+    warn_of_units,
+    with_ancestors,
+)
 from ehrctx.tasks.permutation import permuted
 
 KIND = LABELS
@@ -81,21 +89,41 @@ def limited(labels: pl.DataFrame, definition: Task, choices: Labels) -> pl.DataF
     return limit_times(labels, choices.max_times_per_subject, choices.seed)
 
 
+def find_missing_concepts(
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], codes: pl.DataFrame
+) -> dict[str, list[str]]:
+    """By task, its concepts that match no code. Warns of tasks that have no code at all, and of keys of the profile."""
+    used = used_codes(dataset)
+    warn_of_profile(definitions, profile, used)
+    reached = with_ancestors(used, codes)
+    missing = {d.task: concepts_without_codes(d, reached) for d in definitions if d.concepts}
+    for definition in definitions:
+        warn_of_concepts(definition, missing.get(definition.task, ()))
+    return missing
+
+
 def make_labels(
-    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], ontology: Path | None = None
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], codes: pl.DataFrame
 ) -> dict[str, tuple[pl.DataFrame, Counter[str]]]:
-    """By task, the labels of all subjects, and how many were left out for which reason."""
-    check_profile(definitions, profile)
-    codes = read_concepts(dataset, definitions, ontology)
+    """By task, the labels of all subjects, and how many were left out for which reason.
+
+    `codes` is what `read_concepts` gives.
+    """
     parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
     left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
+    has_known_unit: set[str] = set()
     for shard in dataset.shards:
         events = read_shard(dataset, shard, profile)
         for definition in definitions:
             judged = judge(events, profile, codes, definition)
             parts[definition.task].append(labels_of(judged))
             left_out[definition.task].update(reasons_of(judged))
+            if isinstance(definition, Laboratory) and judged["value"].count():
+                has_known_unit.add(definition.task)
     for definition in definitions:
+        in_unknown_unit = left_out[definition.task][UNKNOWN_UNIT]
+        if isinstance(definition, Laboratory) and in_unknown_unit and definition.task not in has_known_unit:
+            warn_of_units(definition, profile)
         n_candidates = sum(labels.height for labels in parts[definition.task]) + left_out[definition.task].total()
         if "discharge" in definition.needs and not n_candidates:
             raise InputError(
@@ -117,7 +145,9 @@ def write_labels(
 
     `ontology` is the folder of an Athena download, which says what lies below the tasks' concepts.
 
-    Returns, by task, how many labels were made, positive, and left out for which reason.
+    Returns, by task, how many labels were made, positive, and left out for which reason; and, of tasks that name
+    concepts, `concepts_without_codes`. Warns on standard error where none of a task's concepts, or no unit of its
+    results, is known.
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
@@ -126,10 +156,14 @@ def write_labels(
     settings = {"tasks": [d.model_dump() for d in definitions], "labels": choices.model_dump()}
     made, files = import_labels(dataset, definitions, choices.given)
     inputs = {"events": data} | files
+    missing: dict[str, list[str]] = {}
     to_make = [d for d in definitions if d.task not in made and not isinstance(d, Given | Femr)]
     if to_make:
         settings["profile"] = profile.model_dump()
-        made |= make_labels(dataset, profile, to_make, ontology)
+        check_profile(to_make, profile)
+        codes = read_concepts(dataset, to_make, ontology)
+        missing = find_missing_concepts(dataset, profile, to_make, codes)
+        made |= make_labels(dataset, profile, to_make, codes)
         if ontology is not None:
             inputs |= {f"ontology {name}": file for name, file in athena_files(ontology).items()}
     histories = [pl.DataFrame(schema=HISTORY_SCHEMA)]
@@ -153,6 +187,8 @@ def write_labels(
                 "positive": int(kept["boolean_value"].sum()),
                 "left_out": dict(left_out),
             }
+            if definition.task in missing:
+                facts[definition.task]["concepts_without_codes"] = missing[definition.task]
         pl.concat(histories).write_parquet(folder / HISTORY)
     return facts
 
