@@ -11,6 +11,7 @@ import yaml
 
 from ehrctx import cli
 from ehrctx.artifacts import new_artifact
+from ehrctx.cli import shield_negative_ids
 from ehrctx.study import ModelId
 from ehrctx.tasks.label_sets import read_labels
 
@@ -478,3 +479,44 @@ def test_imports_stay_light(module, unwanted):
     script = f"import sys, {module}; print([m for m in {unwanted!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "shielded"),
+    [
+        (["show", "-46", "--timelines", "tl"], ["show", "--timelines", "tl", "--", "-46"]),
+        (["show", "--timelines", "tl", "-46"], ["show", "--timelines", "tl", "--", "-46"]),
+        (["show", "--timelines=tl", "-46"], ["show", "--timelines=tl", "--", "-46"]),
+        (["label", "d", "--explain", "-46", "--task", "t"], ["label", "d", "--explain", "-46", "--task", "t"]),
+        (["show", "46", "-x"], ["show", "46", "-x"]),
+        (["show", "--timelines", "tl", "--", "-46"], ["show", "--timelines", "tl", "--", "-46"]),
+        ([], []),
+    ],
+)
+def test_a_negative_number_is_never_an_option(words, shielded):
+    assert shield_negative_ids(words) == shielded
+
+
+def test_a_negative_subject_id_is_shown_and_explained(run, cohort, write_meds, tmp_path):
+    events = pl.read_parquet(cohort.events / "data" / "00000.parquet")
+    first = events.filter(pl.col("subject_id") == events["subject_id"][0]).with_columns(subject_id=pl.lit(-46))
+    data = write_meds(tmp_path / "data", {"0": first}, {-46: "train"})
+    splits = data / "metadata" / "subject_splits.parquet"
+    timelines = tmp_path / "timelines"
+    assert run("tokenize", data, "--splits", splits, "--out", timelines, "--profile", "simulated")[0] == 0
+    code, shown, _ = run("show", -46, "--timelines", timelines)
+    assert code == 0
+    assert run("show", "--timelines", timelines, "--first", 3, -46)[0] == 0
+    assert len(shown.splitlines()) > 5
+    code, explained, _ = run("label", data, "--explain", -46, "--task", "guo_los", "--profile", "simulated")
+    assert (code, explained.startswith("guo_los:")) == (0, True)
+    code, _, said = run("show", -47, "--timelines", timelines)
+    assert code == 2
+    assert "-47" not in said
+
+
+@pytest.mark.parametrize("option", ["-x", "--frist"])
+def test_an_unknown_option_stays_an_error(run, tmp_path, option):
+    code, _, said = run("show", -46, option, "--timelines", tmp_path)
+    assert code == 2
+    assert "No such option" in said

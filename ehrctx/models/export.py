@@ -14,14 +14,14 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from ehrctx.errors import InputError
 from ehrctx.models import hyena
+from ehrctx.models.folder import CONFIG, WEIGHTS, read_json
+from ehrctx.models.model import check_model_folder
 from ehrctx.models.ops import long_convolution, short_convolution
 from ehrctx.timelines.spec import BOS, EOS, PAD
 
 SHIPPED = (hyena, long_convolution, short_convolution)
 AUTO_MAP = {"AutoConfig": "hyena.HyenaConfig", "AutoModelForCausalLM": "hyena.HyenaForCausalLM"}
-WEIGHTS = "model.safetensors"
 
 
 def standalone_sources() -> dict[str, str]:
@@ -38,17 +38,16 @@ def write_standalone(model: Path, folder: Path) -> None:
     """Fills `folder` from `model`, a folder that `save_model` wrote: the same weights, byte for byte.
 
     The config allows a cache where the architecture has one, and the generation settings name the special tokens.
-    Raises InputError if `model` holds no weights.
+    Raises InputError as `check_model_folder`.
     """
-    if not (model / WEIGHTS).is_file():
-        raise InputError(f"{model} holds no {WEIGHTS}. Give the folder of a pretrained model.")
-    config = json.loads((model / "config.json").read_text())
+    check_model_folder(model)
+    config = read_json(model / CONFIG)
     ours = config["model_type"] == hyena.HyenaConfig.model_type
     config["use_cache"] = not ours  # Hyena's convolution has no state that a step could go on from
     if ours:
         config["auto_map"] = AUTO_MAP
         for name, source in standalone_sources().items():
             (folder / name).write_text(source)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     shutil.copyfile(model / WEIGHTS, folder / WEIGHTS)
     GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, use_cache=not ours).save_pretrained(folder)

@@ -27,6 +27,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+# Arguments that transformers passes to every model, and that change no number of one without attention or a cache.
+WITHOUT_EFFECT = ("use_cache", "return_dict", "output_attentions", "cache_position")
+
+
 class HyenaConfig(PretrainedConfig):
     """`filter_length`: the lag at which the filter's damping and its position features are scaled to 1."""
 
@@ -160,6 +164,15 @@ class HyenaPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
+def refuse_unsupported(attention_mask: Tensor | None, others: dict[str, Any]) -> None:
+    """Raises ValueError for what a long convolution cannot do, and for arguments that would be left unread."""
+    if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+        raise ValueError("Hyena cannot leave out padding before a token. Pad on the right.")
+    unread = [name for name, value in others.items() if value is not None and name not in WITHOUT_EFFECT]
+    if unread:
+        raise ValueError(f"Hyena has no {unread[0]!r}. Leave it out.")
+
+
 class HyenaModel(HyenaPreTrainedModel):
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__(config)
@@ -175,12 +188,30 @@ class HyenaModel(HyenaPreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.embeddings = value
 
-    def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
-        """Right-padded `input_ids` [batch, length]; no mask is needed, as nothing looks ahead."""
-        x = self.embeddings(input_ids)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **others: Any,
+    ) -> BaseModelOutput:
+        """Right-padded `input_ids` [batch, length]; no mask is needed, as nothing looks ahead.
+
+        Raises ValueError for padding before a token, and for arguments that a Hyena has not (a cache, positions).
+        """
+        refuse_unsupported(attention_mask, others)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds.")
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        states = [x]
         for layer in self.layers:
             x = layer(x)
-        return BaseModelOutput(last_hidden_state=self.norm(x))
+            states.append(x)
+        last = self.norm(x)
+        wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        # as in transformers' models, the last one is after the norm
+        return BaseModelOutput(last_hidden_state=last, hidden_states=(*states[:-1], last) if wants_all else None)
 
 
 class HyenaForCausalLM(HyenaPreTrainedModel, GenerationMixin):
@@ -198,8 +229,25 @@ class HyenaForCausalLM(HyenaPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def forward(self, input_ids: Tensor, **_: Any) -> CausalLMOutput:
-        return CausalLMOutput(logits=self.lm_head(self.model(input_ids).last_hidden_state))
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **others: Any,
+    ) -> CausalLMOutput:
+        """As transformers' causal models: `labels` [batch, length] are those of the inputs, -100 is left out.
+
+        Logits of the last `logits_to_keep` positions, or of all if 0. Raises ValueError as `HyenaModel.forward`.
+        """
+        output = self.model(input_ids, attention_mask, inputs_embeds, **others)
+        logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
+from ehrctx.errors import InputError
 from ehrctx.models.ops.rms_norm import RMSNorm
 from ehrctx.models.ops.selective_scan import check_backend, selective_scan
 from ehrctx.models.ops.short_convolution import depthwise_causal_convolution
@@ -23,6 +24,20 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"num_hidden_layers": 12, "hidden_size": 384, "state_size": 16},
     "paper": {"num_hidden_layers": 24, "hidden_size": 768, "state_size": 16},
 }
+
+
+def refuse_cache(cache: Any) -> None:
+    """Raises InputError if a mixer is given a cache: its scan begins every input at a state of zero."""
+    if cache is not None:
+        raise InputError(
+            "a Mamba with ehrctx's operators has no cache, so `use_cache=True` would continue from nothing. Generate "
+            "with `use_cache=False`, or load the folder that `ehrctx export` writes with transformers."
+        )
+
+
+def without_padding(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """x [batch, length, channels], zero where `attention_mask` [batch, length] is: padding leaves no state behind."""
+    return x if attention_mask is None else (x * attention_mask.unsqueeze(-1)).to(x.dtype)
 
 
 class ScanMixer(nn.Module):
@@ -36,10 +51,17 @@ class ScanMixer(nn.Module):
         self.rank, self.state = int(mixer.time_step_rank), int(mixer.ssm_state_size)
         self.backend: str | None = None  # the best for the device
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """hidden_states [batch, length, hidden] -> the same shape; causal, so right padding changes nothing."""
-        u, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+    def forward(
+        self, hidden_states: Tensor, cache_params: Any = None, *, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """hidden_states [batch, length, hidden] -> the same shape; causal, so right padding needs no mask.
+
+        Raises InputError if there is a cache.
+        """
+        refuse_cache(cache_params)
+        u, gate = self.in_proj(without_padding(hidden_states, attention_mask)).chunk(2, dim=-1)
         u = F.silu(depthwise_causal_convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias))
+        u = without_padding(u, attention_mask)
         step, b, c = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.softplus(F.linear(step, self.dt_proj.weight) + self.dt_proj.bias.float())
         y = selective_scan(u, delta, -torch.exp(self.A_log.float()), b, c, self.D, backend=self.backend)
@@ -54,6 +76,7 @@ def use_our_operators(network: Any, mixer: Callable[[Any], nn.Module] = ScanMixe
     for block in network.backbone.layers:
         block.mixer, block.norm = mixer(block.mixer), RMSNorm(block.norm)
     network.backbone.norm_f = RMSNorm(network.backbone.norm_f)
+    network.config.use_cache = network.generation_config.use_cache = False  # an export says True
     return network
 
 

@@ -41,11 +41,19 @@ class DualMixer(nn.Module):
         self.groups, self.state = int(mixer.n_groups), int(mixer.ssm_state_size)
         self.step_limit = tuple(map(float, mixer.time_step_limit))
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """hidden_states [batch, length, hidden] -> the same shape; causal, so right padding changes nothing."""
+    def forward(
+        self, hidden_states: Tensor, cache_params: Any = None, *, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """hidden_states [batch, length, hidden] -> the same shape; causal, so right padding needs no mask.
+
+        Raises InputError if there is a cache.
+        """
+        mamba.refuse_cache(cache_params)
         inner, maps = self.heads * self.head_dim, self.groups * self.state
-        gate, mixed, step = self.in_proj(hidden_states).split([inner, inner + 2 * maps, self.heads], dim=-1)
+        projected = self.in_proj(mamba.without_padding(hidden_states, attention_mask))
+        gate, mixed, step = projected.split([inner, inner + 2 * maps, self.heads], dim=-1)
         mixed = F.silu(depthwise_causal_convolution(mixed, self.conv1d.weight.squeeze(1), self.conv1d.bias))
+        mixed = mamba.without_padding(mixed, attention_mask)
         x, b, c = mixed.split([inner, maps, maps], dim=-1)
         delta = F.softplus(step.float() + self.dt_bias.float())
         if self.step_limit != (0.0, math.inf):

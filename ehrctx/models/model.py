@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ehrctx.errors import InputError
 from ehrctx.models import gpt, hyena, llama, mamba, mamba2
+from ehrctx.models.folder import CONFIG, WEIGHTS, read_json
 from ehrctx.models.ops.linear import use_our_linear
 from ehrctx.models.ops.token_loss import token_loss, token_losses
 from ehrctx.study import ModelId, Rope
@@ -49,6 +51,7 @@ CLASSES: dict[str, Any] = {
     "mamba2": Mamba2ForCausalLM,
     "ehrctx_hyena": hyena.HyenaForCausalLM,
 }
+HEAD = "lm_head.weight"  # in all of them
 # What replaces transformers' operators after loading.
 OURS: dict[str, Callable[[Any], PreTrainedModel]] = {
     "llama": llama.use_our_operators,
@@ -151,13 +154,55 @@ def save_model(model: TimelineModel, folder: Path) -> None:
         model.network.save_pretrained(folder)
 
 
-def load_model(folder: Path) -> TimelineModel:
-    """A model that `save_model` wrote; safetensors only, nothing is fetched."""
-    if not (Path(folder) / "model.safetensors").is_file():
-        raise InputError(f"{folder} holds no model.safetensors. Give the folder of a pretrained model.")
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+def _read_config(folder: Path) -> tuple[PretrainedConfig, dict[str, tuple[int, ...]]]:
+    """The config of a folder, and name -> shape of the tensors of a model that it describes."""
+    kind = read_json(folder / CONFIG).get("model_type")
     if kind not in CLASSES:
-        raise InputError(f"{folder}/config.json: no model type {kind!r} here; known: {', '.join(CLASSES)}.")
+        raise InputError(f"{folder / CONFIG}: no model type {kind!r} here; known: {', '.join(CLASSES)}.")
+    try:
+        config = CLASSES[kind].config_class.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            state = CLASSES[kind](config).state_dict()
+    except Exception:  # transformers checks a config in many places, each in its own way
+        raise InputError(
+            f"{folder / CONFIG} does not describe a {kind}: a value is missing or wrong. Make the folder again."
+        ) from None
+    return config, {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of a safetensors file, none of which is read."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        raise InputError(f"{file} is damaged or cut off. Make the folder again.") from None
+
+
+def check_model_folder(folder: Path) -> PretrainedConfig:
+    """The config of a folder whose weights are those that it describes: each tensor is there, in its shape.
+
+    transformers would draw anew what is missing, and leave out what it does not know. Raises InputError by file.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} holds no {WEIGHTS}. Give the folder of a pretrained model.")
+    config, expected = _read_config(folder)
+    shapes = _read_shapes(folder / WEIGHTS)
+    tied = {HEAD} if config.tie_word_embeddings else set()
+    wrong = {name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name]}
+    wrong |= (expected.keys() - shapes.keys() - tied) | (shapes.keys() - expected.keys())
+    if wrong:
+        raise InputError(
+            f"{folder / WEIGHTS}: {len(wrong):,} tensors are missing, unknown or of another shape than {CONFIG} says; "
+            f"the first is {min(wrong)!r}. Give config and weights of one model, or make the folder again."
+        )
+    return config
+
+
+def load_model(folder: Path) -> TimelineModel:
+    """A model that `save_model` wrote; safetensors only, nothing is fetched. Raises as `check_model_folder`."""
+    config = check_model_folder(folder)
     with _quiet_transformers():
-        network = CLASSES[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = CLASSES[config.model_type].from_pretrained(folder, local_files_only=True, use_safetensors=True)
     return _with_our_operators(network)

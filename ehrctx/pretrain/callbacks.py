@@ -127,7 +127,9 @@ class Progress(Callback):
         if self.bar is not None:
             share = module.progress["tokens"] / module.progress["padded_tokens"]
             loss = float(trainer.callback_metrics["train_loss"])
-            self.bar.set_postfix_str(f"loss {loss:.3f}, real tokens {share:.1%}", refresh=False)
+            n_spikes = len(module.progress["spikes"])
+            spikes = f", loss spikes {n_spikes:,}" if n_spikes else ""
+            self.bar.set_postfix_str(f"loss {loss:.3f}, real tokens {share:.1%}{spikes}", refresh=False)
             # a step is met to whole windows only: the more are done, the better the total is known
             self.bar.total = round(module.progress["tokens"] * module.batches.n_steps / module.progress["steps"])
             self.bar.update(module.progress["tokens"] - self.bar.n)

@@ -35,6 +35,16 @@ def remember(loss: float, recent: Sequence[float]) -> list[float]:
     return [*recent, loss][-REMEMBERED:]
 
 
+def describe_spikes(spikes: Sequence[tuple[int, float]], n_steps: int, choice: str) -> str:
+    """One sentence on all spikes [step, loss] of a training of `n_steps`; `choice` is its `on_loss_spike`."""
+    worst_step, worst_loss = max(spikes, key=lambda spike: spike[1])
+    outcome = "their updates were left out" if choice == "skip" else "training went on"
+    return (
+        f"loss spikes at {len(spikes):,} of {n_steps:,} steps (the first at step {spikes[0][0]:,}, the highest, "
+        f"{worst_loss:.2f} nats, at step {worst_step:,}): {outcome}."
+    )
+
+
 def suspect(batches: Sequence[Batch], losses: np.ndarray) -> str:
     """The batch that a step's loss came from, in words: not finite, else the highest mean of `losses` float64[n]."""
     means = losses / np.array([(lengths - 1).sum() for _, lengths in batches])

@@ -21,7 +21,7 @@ from ehrctx.models.mamba import choose_scan
 from ehrctx.models.model import TimelineModel
 from ehrctx.pretrain.batches import Batch, Step, TrainingBatches, validation_batches
 from ehrctx.pretrain.distribution import shard, shares, whole_weights
-from ehrctx.pretrain.guard import is_spike, remember, suspect
+from ehrctx.pretrain.guard import describe_spikes, is_spike, remember, suspect
 from ehrctx.pretrain.schedule import learning_rate
 from ehrctx.study import Pretraining
 
@@ -167,10 +167,13 @@ class PretrainingModule(LightningModule):
                 f"the loss leaps to {mean:.2f} nats at {where}. Go on from the last checkpoint with "
                 f"pretraining.on_loss_spike: skip (or warn), or lower pretraining.learning_rate and start again."
             )
-        if self.world[0] == 0:
-            what = "its update is left out" if choice == "skip" else "training goes on"
-            _log.warning("the loss leaps to %.2f nats at %s; %s.", mean, where, what)
         return choice == "warn"
+
+    def on_train_end(self) -> None:
+        """Says once what the loss did, when the bar is closed; a resumed training speaks of all its steps."""
+        if self.progress["spikes"] and self.world[0] == 0:
+            choice = self.settings.on_loss_spike
+            _log.warning(describe_spikes(self.progress["spikes"], self.progress["steps"], choice))
 
     def training_step(self, step: Step, _: int) -> None:
         started = time.perf_counter()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ehrctx.artifacts import new_artifact, read_manifest, require_same_input
+from ehrctx.errors import InputError
 from ehrctx.models.export import write_standalone
 from ehrctx.pretrain.trained import KIND as MODEL
 from ehrctx.pretrain.trained import final_validation
@@ -69,7 +70,13 @@ def shared_vocabulary(store: Timelines, minimum_count: int) -> pl.DataFrame:
     """
     import polars as pl
 
-    table = pl.read_parquet(store.path / VOCABULARY).drop("count", "weight", "initial")
+    file = store.path / VOCABULARY
+    try:
+        table = pl.read_parquet(file).drop("count", "weight", "initial")
+    except (pl.exceptions.PolarsError, OSError):
+        table = pl.DataFrame()
+    if table.height != store.vocabulary_size:
+        raise InputError(f"{file} is damaged: it does not have a row for each token. Tokenize again.")
     many = pl.Series(subjects_by_token(store) >= minimum_count)
     of_code = (pl.col("kind") == "code") & pl.col("code").is_in(table.filter(many)["code"].implode())
     # what the spec says is nobody's; a code is known where one of its values or texts is

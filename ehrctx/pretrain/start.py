@@ -24,18 +24,18 @@ from transformers import PreTrainedModel
 from ehrctx.artifacts import MANIFEST, fingerprint
 from ehrctx.errors import InputError
 from ehrctx.models import gpt, hyena, llama, mamba, mamba2
-from ehrctx.models.model import CLASSES, SPECIAL, TimelineModel, build_model, model_of
+from ehrctx.models.folder import read_json
+from ehrctx.models.model import CLASSES, HEAD, SPECIAL, TimelineModel, build_model, model_of
 from ehrctx.pretrain.distribution import is_first_process
 from ehrctx.pretrain.release import KIND as EXPORT
 from ehrctx.pretrain.release import VOCABULARY
 from ehrctx.pretrain.trained import KIND as MODEL
-from ehrctx.pretrain.trained import read_json, weight_files
+from ehrctx.pretrain.trained import weight_files
 from ehrctx.study import ModelId, Rope
 from ehrctx.timelines.store import Timelines
 
 ARCHITECTURE_OF = {"gpt2": "gpt", "llama": "llama", "mamba": "mamba", "mamba2": "mamba2", "ehrctx_hyena": "hyena"}
 SIZES = {"gpt": gpt.SIZES, "llama": llama.SIZES, "mamba": mamba.SIZES, "mamba2": mamba2.SIZES, "hyena": hyena.SIZES}
-HEAD = "lm_head.weight"  # in all four classes
 MEANING = ("kind", "code", "unit", "lower", "upper", "text")
 # What a training module puts before the names of its network.
 WRAPPERS = ("", "model.", "network.", "module.", "_orig_mod.")

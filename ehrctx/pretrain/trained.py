@@ -8,6 +8,7 @@ from typing import Any
 
 from ehrctx.artifacts import MANIFEST, read_manifest
 from ehrctx.errors import InputError
+from ehrctx.models.folder import CONFIG, WEIGHTS, read_json
 from ehrctx.study import ModelId, Pretraining, Study
 
 KIND = "model"
@@ -35,23 +36,10 @@ def trained_model(folder: Path) -> tuple[str, dict[str, Any]]:
     return manifest["settings"]["model"], manifest["facts"]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file of a model's folder. Raises InputError where it is not there, or is no JSON object."""
-    if not file.is_file():
-        raise InputError(f"{file.parent} holds no {file.name}. Give a folder of a model in Hugging Face's layout.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is damaged: it is not a JSON object. Fetch or make the folder again.")
-    return values
-
-
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the files that its index names. Raises InputError where one of them is not there."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
+    index = folder / f"{WEIGHTS}.index.json"
+    names = {WEIGHTS}
     if index.is_file():
         named = read_json(index).get("weight_map")
         if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
@@ -84,7 +72,7 @@ def check_starts(study: Study, results: Path = Path("results")) -> None:
         try:
             if not folder.is_dir():
                 raise InputError(f"no such folder: {folder}. Give a folder on this machine; nothing is fetched.")
-            read_json(folder / "config.json")
+            read_json(folder / CONFIG)
             weight_files(folder)
         except InputError as error:
             raise InputError(f"`start_from` of {model}: {error}") from None

@@ -6,10 +6,11 @@ Imported only where numba is installed; `statistics` has the same in numpy.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ehrctx.kernels import kernel
 
 
-@njit(cache=True)
+@kernel()
 def scores_of_replicates(y: np.ndarray, p: np.ndarray, order: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """AUROC, AUPRC, Brier score of each row of `weights`; float64[replicates, 3].
 

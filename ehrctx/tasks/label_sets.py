@@ -24,7 +24,15 @@ from ehrctx.tasks.definition import Definition, Femr, Given, Laboratory, Task, l
 from ehrctx.tasks.history import FILE as HISTORY
 from ehrctx.tasks.history import HISTORY_SCHEMA, LABELS, history_of
 from ehrctx.tasks.imports import import_labels, label_sources
-from ehrctx.tasks.labelers import judge, labels_of, reasons_of
+from ehrctx.tasks.labelers import UNKNOWN_UNIT, judge, labels_of, reasons_of
+from ehrctx.tasks.missing_codes import (
+    concepts_without_codes,
+    used_codes,
+    warn_of_concepts,
+    warn_of_profile,
+    warn_of_units,
+    with_ancestors,
+)
 from ehrctx.tasks.permutation import permuted
 
 KIND = LABELS
@@ -82,20 +90,40 @@ def limited(labels: pl.DataFrame, definition: Task, choices: Labels) -> pl.DataF
     return limit_times(labels, choices.max_times_per_subject, choices.seed)
 
 
+def find_missing_concepts(
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], codes: pl.DataFrame
+) -> dict[str, list[str]]:
+    """By task, its concepts that match no code. Warns of tasks that have no code at all, and of keys of the profile."""
+    used = used_codes(dataset)
+    warn_of_profile(definitions, profile, used)
+    reached = with_ancestors(used, codes)
+    missing = {d.task: concepts_without_codes(d, reached) for d in definitions if d.concepts}
+    for definition in definitions:
+        warn_of_concepts(definition, missing.get(definition.task, ()))
+    return missing
+
+
 def make_labels(
-    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], ontology: Path | None = None
+    dataset: Dataset, profile: DatasetProfile, definitions: Sequence[Definition], codes: pl.DataFrame
 ) -> dict[str, tuple[pl.DataFrame, Counter[str]]]:
-    """By task, the labels of all subjects, and how many were left out for which reason."""
-    check_profile(definitions, profile)
-    codes = read_concepts(dataset, definitions, ontology)
+    """By task, the labels of all subjects, and how many were left out for which reason.
+
+    `codes` is what `read_concepts` gives.
+    """
     parts: dict[str, list[pl.DataFrame]] = {d.task: [] for d in definitions}
     left_out: dict[str, Counter[str]] = {d.task: Counter() for d in definitions}
+    has_known_unit: set[str] = set()
     for events in read_shards(dataset, profile):
         for definition in definitions:
             judged = judge(events, profile, codes, definition)
             parts[definition.task].append(labels_of(judged))
             left_out[definition.task].update(reasons_of(judged))
+            if isinstance(definition, Laboratory) and judged["value"].count():
+                has_known_unit.add(definition.task)
     for definition in definitions:
+        in_unknown_unit = left_out[definition.task][UNKNOWN_UNIT]
+        if isinstance(definition, Laboratory) and in_unknown_unit and definition.task not in has_known_unit:
+            warn_of_units(definition, profile)
         n_candidates = sum(labels.height for labels in parts[definition.task]) + left_out[definition.task].total()
         if "discharge" in definition.needs and not n_candidates:
             raise InputError(
@@ -144,16 +172,22 @@ def write_labels(
 
     `ontology` is the folder of an Athena download, which says what lies below the tasks' concepts.
 
-    Returns, by task, how many labels were made, positive, and left out for which reason. Warns of files that nobody
-    reads in folders of labels and in the ontology's; `verbose` also lists those that are ignored by rule.
+    Returns, by task, how many labels were made, positive, and left out for which reason; and, of tasks that name
+    concepts, `concepts_without_codes`. Warns where none of a task's concepts, or no unit of its results, is known, and
+    of files that nobody reads in folders of labels and in the ontology's; `verbose` also lists those that are ignored
+    by rule.
     """
     dataset = open_dataset(data)
     profile = load(DatasetProfile, find_profile(profile_file))
     definitions = read_definitions(tasks, choices)
     facts: dict[str, Any] = {}
     made = import_labels(dataset, definitions, choices.given, verbose)
+    missing: dict[str, list[str]] = {}
     if to_make := made_here(definitions, choices):
-        made |= make_labels(dataset, profile, to_make, ontology)
+        check_profile(to_make, profile)
+        codes = read_concepts(dataset, to_make, ontology)
+        missing = find_missing_concepts(dataset, profile, to_make, codes)
+        made |= make_labels(dataset, profile, to_make, codes)
         if ontology is not None:
             tell_inventory(athena_inventory(ontology), UNREAD_VOCABULARY, verbose)
     settings = label_settings(definitions, choices, profile.model_dump())
@@ -179,6 +213,8 @@ def write_labels(
                 "positive": int(kept["boolean_value"].sum()),
                 "left_out": dict(left_out),
             }
+            if definition.task in missing:
+                facts[definition.task]["concepts_without_codes"] = missing[definition.task]
         pl.concat(histories).write_parquet(folder / HISTORY)
     return facts
 

@@ -28,6 +28,7 @@ LABEL_SCHEMA: dict[str, Any] = {
     "integer_value": pl.Int64,
 }
 NORMAL_IN_WORDS = ("normal", "adequate")  # EHRSHOT's
+UNKNOWN_UNIT = "in an unknown unit"
 SAME_DAY_STAY = pl.col("admitted").dt.date() == pl.col("discharged").dt.date()
 
 
@@ -233,7 +234,7 @@ def judge_results(events: pl.DataFrame, profile: DatasetProfile, codes: pl.DataF
             "at the subject's first event time": pl.col("time") == pl.col("_first"),
             "without a value": ~is_number & pl.col("_words").is_null(),
             "in words that say no grade": ~is_number & ~pl.col("_words").is_in(NORMAL_IN_WORDS),
-            "in an unknown unit": is_number & pl.col("factor").is_null(),
+            UNKNOWN_UNIT: is_number & pl.col("factor").is_null(),
         },
         pl.col("_grade") > 0,
         ("time", "code", "numeric_value", "text_value", "unit", "value"),

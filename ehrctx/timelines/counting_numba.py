@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ehrctx.kernels import kernel
 from ehrctx.timelines.hashing_numba import SMALLEST, empty_table, place_of, table_of, twice_as_long
 
 CODE, TEXT, NUMBER = range(3)
 SIGN = np.uint32(0x80000000)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def entries_of(
     code: np.ndarray, has_value: np.ndarray, value: np.ndarray, unit: np.ndarray, text: np.ndarray,
     is_category: np.ndarray, n_codes: int,
@@ -51,7 +51,7 @@ def entries_of(
     return entry, of_number, first[:known].copy()
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def tally(
     entry: np.ndarray, bits: np.ndarray, is_number: np.ndarray, offsets: np.ndarray, counted: np.ndarray, whole: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ def tally(
     return weight, count, keys[:known].copy(), key_weight[:known].copy(), key_count[:known].copy()
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def seconds_since(
     time: np.ndarray, static: int, offsets: np.ndarray, origin: np.ndarray
 ) -> tuple[np.ndarray, int, int]:

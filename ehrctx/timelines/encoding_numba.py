@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ehrctx.kernels import kernel
 
 DAY = 86_400
 # The columns of a plan, one row an entry, so that an event touches one line of memory.
@@ -12,7 +13,7 @@ PLAIN_FROM, PLAIN_TO, BINS_FROM, BINS_TO, STARTS_VISIT, ENDS_VISIT, WIDTH = rang
 DROPPED_STATIC, PLAIN, BINNED = range(3)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def tokens_of(
     entry: np.ndarray,
     value: np.ndarray,

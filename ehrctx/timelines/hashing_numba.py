@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from ehrctx.kernels import kernel
 
 SMALLEST = 1 << 16
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def place_of(key: np.uint64, keys: np.ndarray, table: np.ndarray) -> Any:
     """Where in `table`, which holds positions in `keys`, `key` is or would be (there it holds -1)."""
     mask = len(table) - 1
@@ -21,13 +22,13 @@ def place_of(key: np.uint64, keys: np.ndarray, table: np.ndarray) -> Any:
     return place
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def empty_table() -> np.ndarray:
     """For up to half of SMALLEST keys."""
     return np.full(SMALLEST, -1, dtype=np.int32)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def table_of(keys: np.ndarray) -> np.ndarray:
     """A table of `keys` that has room for as many more."""
     table = np.full(4 * len(keys), -1, dtype=np.int32)
@@ -36,14 +37,14 @@ def table_of(keys: np.ndarray) -> np.ndarray:
     return table
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def twice_as_long(values: np.ndarray) -> np.ndarray:
     longer = np.empty(2 * len(values), dtype=values.dtype)
     longer[: len(values)] = values
     return longer
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def factorize(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int64[n] that numbers the distinct uint64[n] `keys` as they come, and these; uint64[k]."""
     ids = np.empty(len(keys), dtype=np.int64)
@@ -64,7 +65,7 @@ def factorize(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids, found[:known].copy()
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def add_up(
     keys: np.ndarray, weights: np.ndarray, counts: np.ndarray, known: int, table: np.ndarray,
     new_keys: np.ndarray, new_weights: np.ndarray, new_counts: np.ndarray,

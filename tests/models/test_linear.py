@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -185,3 +188,45 @@ def test_every_layer_of_a_model_is_ours_and_its_weights_keep_their_names(our_lay
     assert {n: p.shape for n, p in model.network.named_parameters()} == {
         n: p.shape for n, p in theirs.named_parameters()
     }
+
+
+MANY_SHAPES = """
+import torch
+from ehrctx.models.ops.linear import Linear
+
+def resident_mib():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
+
+torch.set_num_threads(1)
+layer = Linear(torch.nn.Linear(128, 384))
+
+def step(rows):
+    layer(torch.ones(rows, 128, requires_grad=True)).sum().backward()
+
+for rows in range(1000, 1040):
+    step(rows)
+before = resident_mib()
+for rows in range(1040, 1240):
+    step(rows)
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+@pytest.mark.skipif(not linear.onednn_is_exact(), reason="torch's own products keep no kernel of each shape")
+def test_products_of_many_shapes_do_not_fill_the_memory(repository):
+    """Each new shape compiles kernels of 0.5 to 1.7 MiB a product: of 200 shapes, 1,000 MiB."""
+    environment = {name: value for name, value in os.environ.items() if name not in linear.KERNEL_CACHES}
+    found = subprocess.run(
+        [sys.executable, "-c", MANY_SHAPES], cwd=repository, env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) < 50
+
+
+@pytest.mark.parametrize("name", linear.KERNEL_CACHES)
+def test_a_capacity_that_the_user_chose_stays(name, repository):
+    asks = f"import os, ehrctx.models.ops.linear; print(os.environ[{name!r}])"
+    found = subprocess.run(
+        [sys.executable, "-c", asks], cwd=repository, env=os.environ | {name: "7"}, capture_output=True, text=True
+    )
+    assert found.stdout.split() == ["7"]

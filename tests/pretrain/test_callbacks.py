@@ -97,18 +97,78 @@ def test_the_model_ends_with_the_best_weights_only_if_asked(small_timelines, tmp
 LONG = PLAN.model_copy(update={"tokens": 6_000})  # 30 steps: 20 are needed to know a leap
 
 
-def test_a_leap_of_the_loss_is_said_with_its_batch_and_changes_nothing(small_timelines, tmp_path, caplog):
+def spike_lines(caplog) -> list[str]:
+    return [record.message for record in caplog.records if "loss spike" in record.message]
+
+
+@pytest.fixture
+def spikes_at(monkeypatch):
+    """Calls the loss of these steps, all below 50, a spike."""
+
+    def choose(*steps: int) -> None:
+        monkeypatch.setattr(module, "is_spike", lambda loss, recent: len(recent) in steps)
+
+    return choose
+
+
+def test_loss_spikes_are_told_once_with_their_number(small_timelines, tmp_path, caplog, capfd, spikes_at):
+    spikes_at(22, 25, 28)
     with caplog.at_level(logging.WARNING):
-        facts = run(small_timelines, tmp_path, LONG, callbacks=[Planted(25)])
-    assert [step for step, _ in facts["loss_spikes"]] == [25]
-    (message,) = [record.message for record in caplog.records if "leaps" in record.message]
-    found = re.fullmatch(
-        r"the loss leaps to [\d.]+ nats at step 25 \([\d,]+ tokens\), batch (\d) of \1 "
-        r"\(\d+ window\(s\) of up to \d+ tokens\); training goes on\.",
-        message,
-    )
-    assert found, message
+        facts = run(small_timelines, tmp_path, LONG)
+    assert [step for step, _ in facts["loss_spikes"]] == [22, 25, 28]
+    worst_step, worst = max(facts["loss_spikes"], key=lambda spike: spike[1])
+    assert spike_lines(caplog) == [
+        f"loss spikes at 3 of 30 steps (the first at step 22, the highest, {worst:.2f} nats, at step {worst_step}): "
+        f"training went on."
+    ]
+    assert "loss spikes 3" in capfd.readouterr().err  # in the bar, while it trains
     assert read_manifest(tmp_path / "model", KIND)["facts"]["loss_spikes"] == facts["loss_spikes"]
+
+
+class Ends(Callback):
+    """Ends a training before a step, as a kill would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer, module, step, *_):
+        if step.index == self.at:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("choice", ["warn", "skip"])
+def test_a_resumed_training_tells_all_its_loss_spikes(small_timelines, tmp_path, caplog, spikes_at, choice):
+    spikes_at(22, 27)
+    plan = LONG.model_copy(update={"on_loss_spike": choice})
+    with caplog.at_level(logging.WARNING):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(small_timelines, tmp_path, plan, callbacks=[Ends(25)])
+        assert spike_lines(caplog) == []
+        facts = run(small_timelines, tmp_path, plan)
+    assert [step for step, _ in facts["loss_spikes"]] == [22, 27]
+    (line,) = spike_lines(caplog)
+    assert line.startswith("loss spikes at 2 of 30 steps (the first at step 22,")
+    assert line.endswith("their updates were left out." if choice == "skip" else "training went on.")
+
+
+def test_a_spike_changes_no_update_unless_asked(small_timelines, tmp_path, spikes_at):
+    plain, warned = Weights(), Weights()
+    run(small_timelines, tmp_path / "plain", PLAN, callbacks=[plain])
+    spikes_at(3)
+    run(small_timelines, tmp_path / "warned", PLAN, callbacks=[warned])
+    assert all(same(plain.after[tokens], warned.after[tokens]) for tokens in plain.after)
+
+
+def test_a_planted_spike_is_found(small_timelines, tmp_path):
+    facts = run(small_timelines, tmp_path, LONG, callbacks=[Planted(25)])
+    assert [step for step, _ in facts["loss_spikes"]] == [25]
+
+
+def test_without_loss_spikes_nothing_is_said(small_timelines, tmp_path, caplog, capfd):
+    with caplog.at_level(logging.WARNING):
+        run(small_timelines, tmp_path)
+    assert spike_lines(caplog) == []
+    assert "spikes" not in capfd.readouterr().err
 
 
 def test_the_update_of_a_leap_can_be_left_out(small_timelines, tmp_path):

@@ -116,3 +116,14 @@ def test_other_timelines_are_refused(cohort, trained, write_timelines, tmp_path)
     with pytest.raises(InputError, match="is not a finished model folder"):
         export(tmp_path, tmp_path / "export", cohort.timelines)
     assert [p.name for p in tmp_path.iterdir()] == ["timelines"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", None])
+def test_a_damaged_vocabulary_is_refused_by_name(cohort, trained, tmp_path, monkeypatch, content):
+    copy = shutil.copytree(cohort.timelines, tmp_path / "timelines")
+    if content is None:
+        pl.read_parquet(copy / "vocabulary.parquet").head(0).write_parquet(copy / "vocabulary.parquet")
+    else:
+        (copy / "vocabulary.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"vocabulary\.parquet is damaged"):
+        shared_vocabulary(Timelines.open(copy), 10)

@@ -16,7 +16,6 @@ from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -24,6 +23,8 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ehrctx.kernels import kernel
 
 # Forward and backward of 8 x 512 x 256 channels x 16 states, one core with AVX-512: 16 x 128 27 ms, 16 x 64 32 ms,
 # 16 x 32 42 ms, chunks of 8 and 32 no better. With 16 states the kept boundaries are as large as one activation.
@@ -82,7 +83,7 @@ def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 # "reassoc" would also cancel the rounding by _ROUND.
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def exp_float32(x: Any) -> Any:
     """exp in float32 to 2e-7; 0 below -87.33, NaN for NaN. Branch-free, so that loops over it vectorise (no SVML)."""
     bounded = _SMALLEST if x < _SMALLEST else (_LARGEST if x > _LARGEST else x)
@@ -94,7 +95,7 @@ def exp_float32(x: Any) -> Any:
     return _ZERO if x < _SMALLEST else value
 
 
-@numba.njit(cache=True)
+@kernel()
 def _copy_columns(source: Any, source_first: int, target: Any, target_first: int, width: int) -> None:
     # A loop, since assigning slices compiles broadcasting and its error messages: several seconds.
     for s in range(len(source)):
@@ -102,7 +103,7 @@ def _copy_columns(source: Any, source_first: int, target: Any, target_first: int
             target[s, target_first + j] = source[s, source_first + j]
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _load(tiles: Any, delta: Any, u: Any, start: int, steps: int, first: int, width: int) -> None:
     for t in range(steps):
         for j in range(width):
@@ -111,7 +112,7 @@ def _load(tiles: Any, delta: Any, u: Any, start: int, steps: int, first: int, wi
             tiles[_DRIVE + t * BLOCK + j] = step * u[start + t, first + j]
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _forward_state(tiles: Any, rate: Any, state: Any, b: Any, c: Any, steps: int) -> None:
     """One of the states over one chunk: advances it and adds C h to y. rate and state [BLOCK]; b and c [steps]."""
     for t in range(steps):
@@ -123,7 +124,7 @@ def _forward_state(tiles: Any, rate: Any, state: Any, b: Any, c: Any, steps: int
             tiles[_Y + i] = _fma(c_t, h, tiles[_Y + i])
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _recompute_state(tiles: Any, rate: Any, initial: Any, b: Any, steps: int) -> None:
     """One of the states through one chunk; row t of the carry tile is left holding the decay of step t."""
     for j in range(len(initial)):
@@ -137,7 +138,7 @@ def _recompute_state(tiles: Any, rate: Any, initial: Any, b: Any, steps: int) ->
             tiles[_STATE + i + BLOCK] = _fma(decay, tiles[_STATE + i], tiles[_DRIVE + i] * b_t)
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _row_sum(tiles: Any, row: int) -> Any:
     """The sum of one row of a tile, by halves: a fixed order that still uses vector registers. Overwrites the row."""
     for j in range(_HALF):
@@ -153,7 +154,7 @@ def _row_sum(tiles: Any, row: int) -> Any:
     return even + odd
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _backward_state(
     tiles: Any, rate: Any, carry: Any, b: Any, c: Any, grad_rate: Any, grad_b: Any, grad_c: Any, steps: int
 ) -> None:
@@ -181,7 +182,7 @@ def _backward_state(
         carry[j] = tiles[_CARRY + j]
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _forward_task(
     u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, y: Any, boundaries: Any, first: int, width: int
 ) -> None:
@@ -205,7 +206,7 @@ def _forward_task(
                 y[start + t, first + j] = tiles[_Y + t * BLOCK + j]
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@kernel(fastmath=_FAST)
 def _backward_task(
     u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, boundaries: Any, grad_y: Any,
     grad_u: Any, grad_delta: Any, grad_a: Any, grad_b: Any, grad_c: Any, grad_d: Any, first: int, width: int,
@@ -239,7 +240,7 @@ def _backward_task(
     _copy_columns(grad_rates, 0, grad_a, first, width)
 
 
-@numba.njit(nogil=True, fastmath=_FAST, cache=True)
+@kernel(nogil=True, fastmath=_FAST)
 def _forward(
     u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, y: Any, boundaries: Any, first_task: int, last_task: int
 ) -> None:
@@ -251,7 +252,7 @@ def _forward(
         _forward_task(u[n], delta[n], a, b[n], c[n], d, y[n], boundaries[n], first, width)
 
 
-@numba.njit(nogil=True, fastmath=_FAST, cache=True)
+@kernel(nogil=True, fastmath=_FAST)
 def _backward(
     u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, boundaries: Any, grad_y: Any,
     grad_u: Any, grad_delta: Any, grad_a: Any, grad_b: Any, grad_c: Any, grad_d: Any, first_task: int, last_task: int,
