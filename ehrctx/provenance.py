@@ -285,10 +285,21 @@ def _times_of(path: Path) -> list[Path]:
     return [path, stamp] if stamp.exists() else [path]
 
 
+def mark(artefacts: Iterable[Path], outdated: Collection[Path]) -> None:
+    """Makes those of `artefacts` that are `outdated` look older than anything else; gives the others their own time
+    back, if they were marked before."""
+    for path in filter(Path.exists, artefacts):
+        for place in _times_of(path):
+            status = place.stat()
+            is_marked = status.st_mtime < OLDEST
+            if is_marked != (path in outdated):
+                shift = AGE if is_marked else -AGE
+                os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns + shift * 10**9))
+
+
 def prepare(study: Study, outdated: Collection[Path], results: Path = RESULTS) -> None:
-    """Before Snakemake plans: writes the study for its stages to check against, and makes `outdated` artefacts look
-    older than anything else, so that they are made again. What fits again, since the study was edited back, gets its
-    own time back. Does nothing while another process runs the study.
+    """Before Snakemake plans: writes the study for its stages to check against, and marks `outdated` artefacts, so that
+    they are made again. Does nothing while another process runs the study.
 
     Snakemake decides by times of files, by what it remembers of a path, and by whether an output is wanted; none of
     these sees an artefact that was made by other settings and whose record is lost.
@@ -298,13 +309,7 @@ def prepare(study: Study, outdated: Collection[Path], results: Path = RESULTS) -
     if lock is None:
         return
     with lock:
-        for path in filter(Path.exists, chain(study, results)):
-            for place in _times_of(path):
-                status = place.stat()
-                is_marked = status.st_mtime < OLDEST
-                if is_marked != (path in outdated):
-                    shift = AGE if is_marked else -AGE
-                    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns + shift * 10**9))
+        mark(chain(study, results), outdated)
         # not by a rule: Snakemake looks at no stage behind one that runs where its output is taken as `ancient`
         if not _holds(folder / STUDY_FILE, study):
             with new_file(folder / STUDY_FILE) as partial:

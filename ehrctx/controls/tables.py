@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from ehrctx.artifacts import new_file, write_table
+from ehrctx.artifacts import Source, write_provenance, write_table
 from ehrctx.controls.arms import (
     LEVELS,
     NEGATIVE,
@@ -19,6 +18,7 @@ from ehrctx.controls.arms import (
     Controls,
     both_contexts,
     by_context,
+    compared,
     contexts,
 )
 from ehrctx.controls.levels import FOLLOWS, level_table, steps_that_follow
@@ -42,6 +42,7 @@ SCHEMA: dict[str, Any] = {
 }
 SHARE = "share of the oracle's AUROC above .5"
 UNSEEN = "AUROC less its own where no record shows the cause"
+PROVENANCE = "controls.json"
 UNKNOWN = (float("nan"), float("nan"))  # limits
 AUROC_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "model": pl.String, "auroc": pl.Float64, "lower": pl.Float64, "upper": pl.Float64,
@@ -135,11 +136,18 @@ def progression_row(model: str, slope: Slope) -> dict[str, Any]:
     return _row("progression", quantity, "progressing", model, slope.value, limits, MORE.asked, holds)
 
 
+def compared_inputs(controls: Controls, results: Mapping[str, Path]) -> dict[str, Source]:
+    """What is compared of all arms, by the name under which the controls record it; `results` are the arms' folders."""
+    studies = controls.studies()
+    paths = {arm: compared(arm, studies[arm], results[arm]) for arm in studies}
+    return {f"{arm}/{path.name}": path for arm, of_arm in paths.items() for path in of_arm}
+
+
 def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -> dict[str, pl.DataFrame]:
     """Writes controls.csv (SCHEMA) and the tables of its figures to the folder `out`; `results` are the arms' folders.
 
     Beside it: aurocs.csv (by arm and model), chance.csv (`negative.SCHEMA`), levels.csv (`levels.SCHEMA`),
-    progression.csv, and controls.json, the controls as they were asked for.
+    progression.csv, and controls.json: the controls as they were asked for, and what they were made from.
     """
     statistics, studies = controls.statistics, controls.studies()
     events = {arm: results[arm] / "events" / "meds" for arm in studies}
@@ -174,8 +182,8 @@ def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -
     }
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")
-    with new_file(out / "controls.json") as partial:
-        partial.write_text(json.dumps(controls.model_dump(mode="json"), indent=1) + "\n")
+    made_from = compared_inputs(controls, results)
+    write_provenance(out / PROVENANCE, controls.model_dump(mode="json"), made_from, [out / f"{t}.csv" for t in tables])
     return tables
 
 

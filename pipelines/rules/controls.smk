@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from ehrctx.configuration import read_yaml, validate
-from ehrctx.artifacts import try_lock
+from ehrctx.artifacts import Fingerprints, try_lock
 from ehrctx.controls.arms import Controls, compared
 from ehrctx.errors import InputError
-from ehrctx.provenance import LOCK, needed_for, results_of
+from ehrctx.controls.tables import PROVENANCE, compared_inputs
+from ehrctx.provenance import LOCK, Expected, mark, misfits, needed_for, results_of
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -38,6 +39,14 @@ for arm, STUDY in STUDIES.items():
     COMPARED += map(str, needed_for(STUDY, compared(arm, STUDY, results_of(STUDY))))
 
 
+PAGES = [f"{OUT}/{file}" for file in ("index.html", "controls.csv", PROVENANCE)]
+if workflow.is_main_process and Path(OUT, PROVENANCE).is_file():
+    FOLDERS = {arm: results_of(study) for arm, study in STUDIES.items()}
+    ASKED = Expected(CONTROLS.model_dump(mode="json"), compared_inputs(CONTROLS, FOLDERS))
+    FITS = not any(misfits(Path(OUT, PROVENANCE), ASKED, Fingerprints(Path(OUT, ".fingerprints.json"))))
+    mark(map(Path, PAGES), [] if FITS else list(map(Path, PAGES)))
+
+
 onstart:
     globals()["HELD"] = [try_lock(results_of(study) / LOCK) for study in STUDIES.values()]
     if None in HELD:
@@ -48,7 +57,7 @@ rule controls:
     input:
         COMPARED,
     output:
-        expand(f"{OUT}/{{file}}", file=["index.html", "controls.csv"]),
+        PAGES,
     params:
         design=lambda _: CONTROLS.model_dump_json(),
         folder=OUT,
