@@ -398,6 +398,12 @@ MUTATIONS = [
     Mutation(
         "no units in one file", rewritten(lambda t: t.drop_columns("unit"), (SECOND,)), rf"{SECOND}: no column 'unit'"
     ),
+    *(
+        Mutation(f"units as {t}", all_of(recoded("unit", lambda unit: unit and 8753), cast("unit", t)))
+        for t in (pa.int32(), pa.float64(), pa.decimal128(9, 0))
+    ),
+    Mutation("units as lists", recoded("unit", lambda unit: [unit]), rf"{FIRST}: .* \(unit_column\) is list.* {WAY}"),
+    Mutation("visits as lists", recoded("visit", lambda visit: [visit]), rf"{FIRST}: .* \(visit_column\) is .* {WAY}"),
     Mutation("no visits", rewritten(lambda t: t.drop_columns("visit")), rf"{FIRST}: no column 'visit', .* {WAY}"),
     *(
         Mutation(f"visits as {t}", cast("visit", t))
@@ -446,6 +452,7 @@ MUTATIONS = [
     Mutation("row groups of one row", rewritten(lambda t: t, row_group_size=1)),
     Mutation("no dictionaries, other pages", rewritten(lambda t: t, use_dictionary=False, data_page_version="2.0")),
     *(Mutation(f"compressed by {name}", rewritten(lambda t: t, compression=name)) for name in ("zstd", "gzip", "none")),
+    Mutation("no rows", rewritten(lambda table: table.slice(0, 0)), rf"data/: no file in it has rows.* {WAY}"),
     Mutation("no data", lambda folder, rng: shutil.rmtree(folder / "data"), rf"holds no data/.* {WAY}"),
     # metadata/codes.parquet
     Mutation("no descriptions", lambda folder, rng: (folder / CODES).unlink()),
