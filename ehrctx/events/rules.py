@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrctx.errors import InputError
-from ehrctx.events.parquet import is_text
+from ehrctx.events.parquet import is_flat, is_text
 from ehrctx.events.profile import DatasetProfile
 from ehrctx.events.violations import CAST, TWICE, Rule, Violation, of_file, of_rows
 
@@ -92,8 +92,8 @@ COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str, bool]] = {
 }
 
 
-def _names_something(dtype: pa.DataType) -> bool:
-    """Whether units or visits can be told apart by this type: what pandas and databases make of numbers, too."""
+def _is_name(dtype: pa.DataType) -> bool:
+    """Whether a column of this type can name units or visits; pandas and databases make decimals of numbers."""
     return is_text(dtype) or pa.types.is_null(dtype) or _is_number(dtype)
 
 
@@ -119,7 +119,7 @@ def _column_problems(schema: pa.Schema, profile: DatasetProfile, is_empty: bool)
             )
         elif schema.names.count(column) > 1:
             yield TWICE.about(column)
-        elif not _names_something(dtype := schema.field(column).type):
+        elif not (_is_name(dtype := schema.field(column).type) or (key == "visit_column" and is_flat(dtype))):
             yield Rule(f"the column {column!r} ({key}) is {dtype}, expected a string or an integer.", CAST)
 
 

@@ -400,7 +400,7 @@ MUTATIONS = [
     ),
     *(
         Mutation(f"units as {t}", all_of(recoded("unit", lambda unit: unit and 8753), cast("unit", t)))
-        for t in (pa.int32(), pa.float64(), pa.decimal128(9, 0))
+        for t in (pa.int32(), pa.float64(), pa.decimal128(38, 0))
     ),
     Mutation("units as lists", recoded("unit", lambda unit: [unit]), rf"{FIRST}: .* \(unit_column\) is list.* {WAY}"),
     Mutation("visits as lists", recoded("visit", lambda visit: [visit]), rf"{FIRST}: .* \(visit_column\) is .* {WAY}"),
