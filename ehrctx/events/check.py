@@ -16,14 +16,13 @@ from ehrctx.events.meds import SPLITS_FILE, Dataset, read_codes
 from ehrctx.events.pieces import shard_pieces
 from ehrctx.events.profile import DatasetProfile, matches
 from ehrctx.events.rows import Rows
-from ehrctx.events.rules import MEDS, subjects_in_two_shards
+from ehrctx.events.rules import MEDS, NO_EVENTS, subjects_in_two_shards
 from ehrctx.events.shards import Events, examine
 from ehrctx.events.splits import DEFAULT_PRIVACY, examine_splits, without_events
 from ehrctx.events.violations import BrokenFile, Rule, Violation, of_file
 from ehrctx.study import Privacy
 
 PATTERNS_NAMED = 5
-NO_EVENTS = Rule("no file in it has rows.", "Give a data set with events.")
 
 
 @dataclass
@@ -169,7 +168,7 @@ def check(
     for shard in dataset.shards:
         violations += _check_shard(dataset, shard, profile or MEDS, totals)
     if not totals.events["all"] and not violations:
-        violations.append(of_file("data/", NO_EVENTS))
+        violations.append(NO_EVENTS)
     violations += subjects_in_two_shards(totals.subjects)
     violations += _check_codes(dataset)
     present = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(ids for _, ids in totals.subjects)]))

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from ehrctx.configuration import load
+from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
 from ehrctx.events.profile import DatasetProfile, find_profile, matches
 from ehrctx.events.shards import read_shards
@@ -84,6 +85,8 @@ def marginals_of(data: Path, profile_file: str, name: str, privacy: Privacy) -> 
             holders[code] += subjects
     length = np.sort(np.concatenate(lengths))
     total = length.sum()
+    if not total:
+        raise InputError(f"{data} has no events but births. Give a data set with other events.")
     rows: list[tuple[str, float]] = [("subjects", len(length)), ("events", total), ("codes", len(counts))]
     rows += [(f"events per subject, {_named(q)}", float(np.quantile(length, q))) for q in QUANTILES]
     rows += [(f"share of events {name}", shares[name] / total) for name in ("with a number", "with a text")]

@@ -65,6 +65,9 @@ def _broken(file: str, is_broken: pl.Series, rule: Rule, first_row: int = 0) -> 
     return of_rows(file, is_broken.arg_true().to_list(), rule, first_row)
 
 
+NO_EVENTS = of_file("data/", Rule("no file in it has rows.", "Give a data set with events."))
+
+
 def refuse(violations: Sequence[Violation], dataset: Dataset) -> None:
     """Raises InputError with the first of the violations, if there is one."""
     if violations:
@@ -89,6 +92,11 @@ COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str, bool]] = {
 }
 
 
+def _is_name(dtype: pa.DataType) -> bool:
+    """Whether a column of this type can name units or visits; pandas and databases make decimals of numbers."""
+    return is_text(dtype) or pa.types.is_null(dtype) or _is_number(dtype)
+
+
 def _column_problems(schema: pa.Schema, profile: DatasetProfile, is_empty: bool) -> Iterator[Rule]:
     for column, (accepts, expected, required) in COLUMNS.items():
         if column not in schema.names:
@@ -105,10 +113,13 @@ def _column_problems(schema: pa.Schema, profile: DatasetProfile, is_empty: bool)
         if not column:
             continue
         if column not in schema.names:
-            yield Rule(f"no column {column!r}, which the profile {profile.name!r} names as {key}.", "Fix the profile.")
+            yield Rule(
+                f"no column {column!r}, which the profile {profile.name!r} names as {key}.",
+                "Fix the profile, or write the column in every file.",
+            )
         elif schema.names.count(column) > 1:
             yield TWICE.about(column)
-        elif not (is_flat(dtype := schema.field(column).type) or pa.types.is_decimal256(dtype)):
+        elif not (_is_name(dtype := schema.field(column).type) or (key == "visit_column" and is_flat(dtype))):
             yield Rule(f"the column {column!r} ({key}) is {dtype}, expected a string or an integer.", CAST)
 
 

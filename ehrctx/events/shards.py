@@ -24,6 +24,7 @@ from ehrctx.events.rules import (
     LONGEST_CODE,
     LONGEST_LIFE,
     MEDS,
+    NO_EVENTS,
     longest_life,
     refuse,
     subjects_in_two_shards,
@@ -269,14 +270,19 @@ def read_shard(dataset: Dataset, shard: Path, profile: DatasetProfile) -> pl.Dat
     return read_piece(dataset, piece, profile, visits=True).frame()
 
 
+def _violations_between(subjects: list[tuple[str, np.ndarray]]) -> list[Violation]:
+    """What no shard shows by itself; `subjects` are (name of the file, distinct subject_ids)."""
+    return subjects_in_two_shards(subjects) if any(len(ids) for _, ids in subjects) else [NO_EVENTS]
+
+
 def read_shards(dataset: Dataset, profile: DatasetProfile) -> Iterator[pl.DataFrame]:
-    """`read_shard` of each shard in turn. Raises InputError, after the last, where a subject is in two of them."""
+    """`read_shard` of each shard in turn. Raises InputError after the last: a subject is in two, or all are empty."""
     subjects = []
     for shard in dataset.shards:
         events = read_shard(dataset, shard, profile)
         subjects.append((dataset.name_of(shard), events["subject_id"].unique().to_numpy()))
         yield events
-    refuse(subjects_in_two_shards(subjects), dataset)
+    refuse(_violations_between(subjects), dataset)
 
 
 def read_subjects(dataset: Dataset) -> np.ndarray:
@@ -287,7 +293,7 @@ def read_subjects(dataset: Dataset) -> np.ndarray:
         refuse(examined.violations, dataset)
         assert examined.events is not None
         subjects.append((dataset.name_of(piece.shard), examined.events.subjects))
-    refuse(subjects_in_two_shards(subjects), dataset)
+    refuse(_violations_between(subjects), dataset)
     return np.sort(np.concatenate([ids for _, ids in subjects]))
 
 

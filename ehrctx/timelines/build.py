@@ -28,7 +28,7 @@ from ehrctx.events.meds import Dataset, open_dataset, read_codes
 from ehrctx.events.ontology import parents_of
 from ehrctx.events.pieces import Piece, pieces_of
 from ehrctx.events.profile import DatasetProfile, find_profile
-from ehrctx.events.rules import subjects_in_two_shards
+from ehrctx.events.rules import NO_EVENTS, refuse, subjects_in_two_shards
 from ehrctx.events.shards import read_piece
 from ehrctx.events.splits import DEFAULT_PRIVACY, read_splits
 from ehrctx.study import Privacy
@@ -131,8 +131,7 @@ def _check_pieces(dataset: Dataset, numbered: Sequence[tuple[int, Piece]], count
         )
     ids = [np.load(folder / "subjects.npy")["subject_id"] for folder in counted]
     named = [(dataset.name_of(piece.shard), own) for (_, piece), own in zip(numbered, ids, strict=True)]
-    if found := subjects_in_two_shards(named):
-        raise InputError(str(found[0]))
+    refuse(subjects_in_two_shards(named), dataset)
 
 
 class Existing(NamedTuple):
@@ -155,10 +154,13 @@ def fit(
 ) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary for all parts of a data set, and facts about it.
 
-    Raises InputError if a subject is in two shards.
+    Raises InputError if a subject is in two shards, or there are no events.
     """
     folders = sorted((folder for part in parts for folder in part.pieces), key=lambda folder: folder.name)
-    _check_pieces(source.dataset, list(enumerate(pieces_of(source.dataset))), folders)
+    pieces = pieces_of(source.dataset)
+    _check_pieces(source.dataset, list(enumerate(pieces)), folders)
+    if not any(piece.n_rows for piece in pieces):
+        refuse([NO_EVENTS], source.dataset)
     codes, parents = source.codes, source.parents
     statistics = parts[0].statistics if len(parts) == 1 else Statistics.merged(part.statistics for part in parts)
     if existing is None:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrctx.errors import InputError
 from ehrctx.events.marginals import GAPS, marginals_of
 from ehrctx.report.marginals import marginals_figure
 from ehrctx.study import Privacy
@@ -98,3 +99,15 @@ def test_the_real_demo(mimic_demo, repository):
     assert value["subjects"] == 100
     assert 4_000 < value["events per subject, median"] < 4_300
     assert value["share of events with a number"] == pytest.approx(0.442, abs=0.001)
+
+
+def test_nothing_to_compare_is_said(write_meds, tmp_path):
+    births = pl.DataFrame({"subject_id": [1], "time": [datetime(1990, 1, 1)], "code": ["MEDS_BIRTH"]})
+    (tmp_path / "p.yaml").write_text("{name: p}")
+    for name, events, words in (
+        ("none", births.clear(), "no file in it has rows"),
+        ("born", births, "no events but births"),
+    ):
+        folder = write_meds(tmp_path / name, {"0": events})
+        with pytest.raises(InputError, match=words):
+            marginals_of(folder, str(tmp_path / "p.yaml"), "x", Privacy())

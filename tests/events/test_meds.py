@@ -237,6 +237,30 @@ def test_truncated_metadata_is_an_input_error(write_meds, tmp_path, name):
             read()
 
 
+def test_files_are_those_that_the_content_depends_on(write_meds, tmp_path):
+    codes = pl.DataFrame({"code": ["A"], "description": ["a"]})
+    folder = write_meds(tmp_path, {"a/0": frame(GOOD), "b": frame([(8, at(1), "A")])}, {SECRET: "train"}, codes)
+    for name in (
+        "data/._0.parquet",
+        "data/1.csv",
+        "metadata/dataset.json",
+        "metadata/a.parquet",
+        "README",
+        "c/x.parquet",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    dataset = open_dataset(folder)
+    assert [dataset.name_of(file) for file in dataset.files()] == [
+        "data/a/0.parquet", "data/b.parquet", "metadata/subject_splits.parquet", "metadata/codes.parquet",
+    ]  # fmt: skip
+    assert sorted(dataset.files()) == sorted(dataset.inventory.read)
+    assert [dataset.name_of(file) for file in dataset.inventory.unknown] == ["data/1.csv", "metadata/a.parquet"]
+    assert {dataset.name_of(file) for file, _ in dataset.inventory.ignored} == {
+        "README", "c", "data/._0.parquet", "metadata/dataset.json",
+    }  # fmt: skip
+
+
 def test_no_such_folder_and_empty_folder(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         open_dataset(tmp_path / "absent")

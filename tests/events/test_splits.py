@@ -137,7 +137,7 @@ def test_no_events_and_too_few_subjects(write_meds, tmp_path):
     nobody = open_dataset(write_meds(tmp_path / "nobody", {"0": events_of()}))
     alone = open_dataset(write_meds(tmp_path / "alone", {"0": events_of(1)}))
     for splits in (None, HashSplits(hash=(0.5, 0.2, 0.3))):
-        with pytest.raises(InputError, match=r"nobody has no events: its files in data/ have no rows"):
+        with pytest.raises(InputError, match=r"data/: no file in it has rows\. Give a data set with events"):
             subject_splits(nobody, splits)
         with pytest.raises(InputError, match="alone has events of fewer than 3 subjects"):
             subject_splits(alone, splits)
