@@ -22,7 +22,6 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Argument(help="folder of a MEDS data set")]
 Out = Annotated[Path, typer.Option(help="what to write; replaced only when complete")]
-Profile = Annotated[str, typer.Option(help="a profile in pipelines/datasets/, or the path of one")]
 SplitsFile = Annotated[Path, typer.Option("--splits", help="subject_splits.parquet (see `ehrctx split`)")]
 LabelsFolder = Annotated[Path, typer.Option("--labels", help="folder that `ehrctx label` wrote")]
 TimelinesFolder = Annotated[Path, typer.Option("--timelines", help="folder that `ehrctx tokenize` wrote")]
