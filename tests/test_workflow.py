@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
+from faults.kill import processes
 
 SNAKEMAKE = [str(Path(sys.executable).parent / "snakemake"), "--cores", "2"]
 SMOKE = ["--configfile", "pipelines/studies/smoke.yaml"]
@@ -500,3 +503,86 @@ def test_killed_and_started_again_ends_with_the_same_weights(finished, repositor
     again = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-3000:]
     assert (folder / target / "model.safetensors").read_bytes() == (done / target / "model.safetensors").read_bytes()
+
+
+def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_meds):
+    """Braces are no wildcards, brackets no patterns, and a space is no separator, in data, tokenizer and profile."""
+    folder = clone(repository, tmp_path / "a {2} clone")
+    rows = pl.DataFrame({
+        "subject_id": [s for s in range(9) for _ in range(3)],
+        "time": [datetime(2000, 1, day) for _ in range(9) for day in (1, 2, 3)],
+        "code": ["MEDS_BIRTH", "a", "b"] * 9,
+    })  # fmt: skip
+    splits = dict(enumerate(["train"] * 5 + ["tuning"] * 2 + ["held_out"] * 2))
+    write_meds(folder / "my {model} [data] 'quoted'", {"0": rows}, splits)
+    for name, source in {
+        "clmbr_4k copy {1}": "tokenizers/clmbr_4k",
+        "my profile": "pipelines/datasets/simulated",
+    }.items():
+        (folder / f"{name}.yaml").write_text((repository / f"{source}.yaml").read_text())
+    profile = (
+        (folder / "my profile.yaml").read_text().replace("visit_column: visit_id", "").replace("unit_column: unit", "")
+    )
+    (folder / "my profile.yaml").write_text(profile)
+    study = {
+        "name": "odd", "data": "my {model} [data] 'quoted'", "profile": "./my profile.yaml",
+        "tokenizer": "./clmbr_4k copy {1}.yaml", "models": ["gpt-tiny-64"], "tasks": ["guo_los"],
+    }  # fmt: skip
+    (folder / "own.yaml").write_text(yaml.safe_dump(study))
+    timelines = "results/odd/timelines/clmbr_4k copy {1}"
+    run = snakemake(folder, timelines, study=["--configfile", "own.yaml"])
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (folder / timelines / "tokens.npy").is_file()
+    assert json.loads((folder / "results/odd/events/summary.json").read_text())["subjects"] == 9
+
+
+def test_a_training_killed_after_an_edit_leaves_no_old_result(finished, tmp_path):
+    """The job alone is killed: Snakemake deletes its model, and nothing but the missing model tells that it has to go on."""
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    model, study = "results/smoke/models/gpt-tiny-64", folder / "own.yaml"
+    text = (folder / "pipelines/studies/smoke.yaml").read_text()
+    study.write_text(text.replace("tokens: 12_000", "tokens: 2_000_000"))
+    running = subprocess.Popen(
+        [*SNAKEMAKE, model, "--configfile", "own.yaml"], cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    jobs = await_jobs(
+        folder, "pretrain", lambda: (folder / "results/smoke/checkpoints/gpt-tiny-64.replaced-1").exists()
+    )
+    for job in jobs:
+        os.kill(job, signal.SIGKILL)
+    assert running.wait() != 0
+    assert not (folder / model).exists()
+    again = planned(snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"]))
+    assert {"pretrain", "embed", "probe", "score", "robustness", "report"} <= set(again)
+    # edited back: what the study had learned before is not taken for it either
+    assert "pretrain" in planned(snakemake(folder, "--dry-run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_study_stopped_while_it_scores_ends_with_its_own_scores(finished, tmp_path, number):
+    """Edited, stopped in the middle of scoring, edited back: the tables are those of before, to the byte."""
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    target = "results/smoke/report/provenance.json"
+    words = [*SNAKEMAKE, target, *SMOKE, "--config", "statistics={replicates: 2000}"]
+    running = subprocess.Popen(
+        words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert await_jobs(folder, "score")
+    os.killpg(running.pid, number)
+    running.wait()
+    again = snakemake(folder, target)
+    assert again.returncode == 0, again.stderr[-3000:]
+    for table in ("scores", "differences", "calibration"):
+        file = f"results/smoke/report/{table}.csv"
+        assert (folder / file).read_bytes() == (finished[0] / file).read_bytes()
+
+
+def await_jobs(folder, verb, is_time=lambda: True):
+    """The processes of `ehrctx <verb>` in `folder`, as soon as there are some and it is time."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if (jobs := processes(folder, verb)) and is_time():
+            return jobs
+        time.sleep(0.05)
+    return []

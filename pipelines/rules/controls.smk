@@ -3,11 +3,11 @@ import os
 import sys
 from pathlib import Path
 
-from ehrctx.configuration import read_yaml, validate
 from ehrctx.artifacts import Fingerprints, try_lock
+from ehrctx.configuration import read_yaml, validate
 from ehrctx.controls.arms import Controls, compared
-from ehrctx.errors import InputError
 from ehrctx.controls.tables import PROVENANCE, compared_inputs
+from ehrctx.errors import InputError
 from ehrctx.provenance import LOCK, Expected, mark, misfits, needed_for, results_of
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

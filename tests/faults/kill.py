@@ -1,6 +1,6 @@
 """Kills a running study at every stage, edits the study or not, runs it again, and compares with an undisturbed run.
 
-    python tests/faults/run.py [--only TEXT] [--seed N]
+    python tests/faults/kill.py [--only TEXT] [--seed N]
 
 Each fault begins with a finished study, or with nothing. Half of them edit the study before the run that is disturbed,
 some edit it back afterwards. What is compared, byte for byte but for columns of times: tables, predictions, embeddings,
