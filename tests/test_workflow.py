@@ -530,14 +530,14 @@ def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_me
     }  # fmt: skip
     (folder / "own.yaml").write_text(yaml.safe_dump(study))
     timelines = "results/odd/timelines/clmbr_4k copy {1}"
-    run = snakemake(folder, timelines, study=["--configfile", "own.yaml"])
+    run = snakemake(folder, "--", timelines, study=["--configfile", "own.yaml"])
     assert run.returncode == 0, run.stdout + run.stderr
     assert (folder / timelines / "tokens.npy").is_file()
     assert json.loads((folder / "results/odd/events/summary.json").read_text())["subjects"] == 9
 
 
 def test_a_training_killed_after_an_edit_leaves_no_old_result(finished, tmp_path):
-    """The job alone is killed: Snakemake deletes its model, and nothing but the missing model tells that it has to go on."""
+    """The job alone is killed: Snakemake has deleted its model, and what depends on it is there."""
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     model, study = "results/smoke/models/gpt-tiny-64", folder / "own.yaml"
     text = (folder / "pipelines/studies/smoke.yaml").read_text()
@@ -571,7 +571,7 @@ def test_a_study_stopped_while_it_scores_ends_with_its_own_scores(finished, tmp_
     assert await_jobs(folder, "score")
     os.killpg(running.pid, number)
     running.wait()
-    again = snakemake(folder, target)
+    again = snakemake(folder, "--", target)
     assert again.returncode == 0, again.stderr[-3000:]
     for table in ("scores", "differences", "calibration"):
         file = f"results/smoke/report/{table}.csv"
