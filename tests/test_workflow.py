@@ -516,7 +516,7 @@ def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_me
     splits = dict(enumerate(["train"] * 5 + ["tuning"] * 2 + ["held_out"] * 2))
     write_meds(folder / "my {model} [data] 'quoted'", {"0": rows}, splits)
     for name, source in {
-        "clmbr_4k copy {1}": "tokenizers/clmbr_4k",
+        "clmbr_4k copy": "tokenizers/clmbr_4k",
         "my profile": "pipelines/datasets/simulated",
     }.items():
         (folder / f"{name}.yaml").write_text((repository / f"{source}.yaml").read_text())
@@ -526,14 +526,19 @@ def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_me
     (folder / "my profile.yaml").write_text(profile)
     study = {
         "name": "odd", "data": "my {model} [data] 'quoted'", "profile": "./my profile.yaml",
-        "tokenizer": "./clmbr_4k copy {1}.yaml", "models": ["gpt-tiny-64"], "tasks": ["guo_los"],
+        "tokenizer": "./clmbr_4k copy.yaml", "models": ["gpt-tiny-64"], "tasks": ["guo_los"],
     }  # fmt: skip
     (folder / "own.yaml").write_text(yaml.safe_dump(study))
-    timelines = "results/odd/timelines/clmbr_4k copy {1}"
+    timelines = "results/odd/timelines/clmbr_4k copy"
     run = snakemake(folder, "--", timelines, study=["--configfile", "own.yaml"])
     assert run.returncode == 0, run.stdout + run.stderr
     assert (folder / timelines / "tokens.npy").is_file()
     assert json.loads((folder / "results/odd/events/summary.json").read_text())["subjects"] == 9
+    (folder / "clmbr_4k copy.yaml").rename(folder / "clmbr {4k}.yaml")
+    (folder / "own.yaml").write_text(yaml.safe_dump(study | {"tokenizer": "./clmbr {4k}.yaml"}))
+    refused = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
+    assert refused.returncode != 0
+    assert "clmbr {4k}.yaml: its name also names a folder of results" in refused.stdout + refused.stderr
 
 
 def test_a_training_killed_after_an_edit_leaves_no_old_result(finished, tmp_path):
@@ -559,8 +564,7 @@ def test_a_training_killed_after_an_edit_leaves_no_old_result(finished, tmp_path
     assert "pretrain" in planned(snakemake(folder, "--dry-run"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_study_stopped_while_it_scores_ends_with_its_own_scores(finished, tmp_path, number):
+def test_a_study_stopped_while_it_scores_ends_with_its_own_scores(finished, tmp_path):
     """Edited, stopped in the middle of scoring, edited back: the tables are those of before, to the byte."""
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     target = "results/smoke/report/provenance.json"
@@ -569,7 +573,7 @@ def test_a_study_stopped_while_it_scores_ends_with_its_own_scores(finished, tmp_
         words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     assert await_jobs(folder, "score")
-    os.killpg(running.pid, number)
+    os.killpg(running.pid, signal.SIGTERM)
     running.wait()
     again = snakemake(folder, "--", target)
     assert again.returncode == 0, again.stderr[-3000:]

@@ -46,6 +46,8 @@ try:
     check_starts(STUDY)
     PROFILE = literal(find_profile(STUDY.profile))
     TOKENIZER = find_spec(STUDY.tokenizer)
+    if {"{", "}"} & set(TOKENIZER.stem):
+        raise InputError(f"{TOKENIZER}: its name also names a folder of results, and braces are wildcards there. Rename it.")
     TASKS = load_definitions(STUDY.tasks)
     # A MEDS data set is used in place; without one, another format is imported, or the cohort simulated.
     RESULTS = str(results_of(STUDY))
@@ -71,7 +73,7 @@ except InputError as error:
 
 # One part of a data set is about 4 GiB of parquet, some 300 million events.
 PARTS_BY_SIZE = 1 + sum(os.path.getsize(file) for file in EVENT_FILES) // 2**32
-TIMELINES = f"{RESULTS}/timelines/{literal(TOKENIZER.stem)}"
+TIMELINES = f"{RESULTS}/timelines/{TOKENIZER.stem}"
 SPLITS = f"{RESULTS}/events/subject_splits.parquet"
 TRACKING = "results/mlflow.db"
 # What the stages check their inputs against; `ancient`, so that a changed key runs only what depends on it.

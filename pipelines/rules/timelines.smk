@@ -2,7 +2,7 @@
 # cluster does side by side (another number: --set-scatter timelines=N); the result is the same to the byte.
 DATA_OPTIONS = lambda _: f"--splits {SPLITS} --profile {quote(str(find_profile(STUDY.profile)))}"
 PARTS = workflow.resource_settings.overwrite_scatter.get("timelines", PARTS_BY_SIZE)
-WORK = f"{RESULTS}/timelines/.{literal(TOKENIZER.stem)}"
+WORK = f"{RESULTS}/timelines/.{TOKENIZER.stem}"
 
 
 scattergather:
