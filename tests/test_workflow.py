@@ -506,7 +506,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(finished, repositor
 
 
 def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_meds):
-    """Braces are no wildcards, brackets no patterns, and a space is no separator, in data, tokenizer and profile."""
+    """Brackets are no patterns, and a space is no separator, in data, tokenizer and profile; braces are refused."""
     folder = clone(repository, tmp_path / "a {2} clone")
     rows = pl.DataFrame({
         "subject_id": [s for s in range(9) for _ in range(3)],
@@ -514,7 +514,7 @@ def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_me
         "code": ["MEDS_BIRTH", "a", "b"] * 9,
     })  # fmt: skip
     splits = dict(enumerate(["train"] * 5 + ["tuning"] * 2 + ["held_out"] * 2))
-    write_meds(folder / "my {model} [data] 'quoted'", {"0": rows}, splits)
+    write_meds(folder / "my [data] 'quoted'", {"0": rows}, splits)
     for name, source in {
         "clmbr_4k copy": "tokenizers/clmbr_4k",
         "my profile": "pipelines/datasets/simulated",
@@ -525,7 +525,7 @@ def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_me
     )
     (folder / "my profile.yaml").write_text(profile)
     study = {
-        "name": "odd", "data": "my {model} [data] 'quoted'", "profile": "./my profile.yaml",
+        "name": "odd", "data": "my [data] 'quoted'", "profile": "./my profile.yaml",
         "tokenizer": "./clmbr_4k copy.yaml", "models": ["gpt-tiny-64"], "tasks": ["guo_los"],
     }  # fmt: skip
     (folder / "own.yaml").write_text(yaml.safe_dump(study))
@@ -534,11 +534,16 @@ def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_me
     assert run.returncode == 0, run.stdout + run.stderr
     assert (folder / timelines / "tokens.npy").is_file()
     assert json.loads((folder / "results/odd/events/summary.json").read_text())["subjects"] == 9
+    (folder / "my [data] 'quoted'").rename(folder / "my {model}")
     (folder / "clmbr_4k copy.yaml").rename(folder / "clmbr {4k}.yaml")
-    (folder / "own.yaml").write_text(yaml.safe_dump(study | {"tokenizer": "./clmbr {4k}.yaml"}))
-    refused = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
-    assert refused.returncode != 0
-    assert "clmbr {4k}.yaml: its name also names a folder of results" in refused.stdout + refused.stderr
+    for key, name in (("data", "my {model}"), ("tokenizer", "./clmbr {4k}.yaml")):
+        (folder / "data").unlink(missing_ok=True)
+        (folder / "data").symlink_to(folder / "my {model}")
+        (folder / "own.yaml").write_text(yaml.safe_dump(study | {"data": "data", key: name}))
+        refused = snakemake(folder, "--dry-run", study=["--configfile", "own.yaml"])
+        assert refused.returncode != 0
+        assert f"{Path(name)}" in refused.stdout + refused.stderr
+        assert "takes braces for wildcards. Rename it, or give a link" in refused.stdout + refused.stderr
 
 
 def test_a_training_killed_after_an_edit_leaves_no_old_result(finished, tmp_path):

@@ -28,7 +28,7 @@ if STUDY.source:
             directory(MADE_EVENTS),
         params:
             format=STUDY.source.format,
-            folder=literal(STUDY.source.folder),
+            folder=STUDY.source.folder,
             options=lambda _: STUDY.import_options(),
         priority: EARLY
         shell:

@@ -28,13 +28,15 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def literal(path):
-    """A path as Snakemake reads it: a brace in the name of a folder is no wildcard."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+def plain(path):
+    """A path that Snakemake reads as it is: it takes what is in braces for wildcards, and knows no escape."""
+    if {"{", "}"} & set(str(path)):
+        raise InputError(f"{path}: the workflow takes braces for wildcards. Rename it, or give a link to it without braces.")
+    return str(path)
 
 
-def literals(paths):
-    return [literal(path) for path in paths]
+def all_plain(paths):
+    return [plain(path) for path in paths]
 
 
 try:
@@ -44,25 +46,23 @@ try:
         read_yaml(file)  # refuses a key given twice, of which Snakemake took the last one
     STUDY = validate(Study, config, "study")
     check_starts(STUDY)
-    PROFILE = literal(find_profile(STUDY.profile))
-    TOKENIZER = find_spec(STUDY.tokenizer)
-    if {"{", "}"} & set(TOKENIZER.stem):
-        raise InputError(f"{TOKENIZER}: its name also names a folder of results, and braces are wildcards there. Rename it.")
+    PROFILE = plain(find_profile(STUDY.profile))
+    TOKENIZER = plain(find_spec(STUDY.tokenizer))
     TASKS = load_definitions(STUDY.tasks)
     # A MEDS data set is used in place; without one, another format is imported, or the cohort simulated.
     RESULTS = str(results_of(STUDY))
     MADE_EVENTS = f"{RESULTS}/events/meds"
-    DATA = literal(STUDY.data or MADE_EVENTS)
+    DATA = plain(STUDY.data or MADE_EVENTS)
     if STUDY.simulate:
-        PRESET = literal(find_preset(STUDY.simulate.preset))
+        PRESET = plain(find_preset(STUDY.simulate.preset))
         parameters_of(STUDY.simulate.preset, STUDY.simulate.parameters, "study: simulate.parameters")  # refused before anything runs
-    SOURCE = literals(source_files(STUDY.source)) if STUDY.source else []
-    GIVEN = literals(watched_files(TASKS, STUDY.labels.given))
+    SOURCE = all_plain(source_files(STUDY.source)) if STUDY.source else []
+    GIVEN = all_plain(watched_files(TASKS, STUDY.labels.given))
     DRAWN = STUDY.probe.few_shot.shots if STUDY.probe.few_shot else None
-    SHOTS = literals(shot_files(Path(DRAWN), [task.task for task in TASKS]).values()) if DRAWN else []
-    ONTOLOGY = literals(athena_files(Path(STUDY.ontology)).values()) if STUDY.ontology else []
+    SHOTS = all_plain(shot_files(Path(DRAWN), [task.task for task in TASKS]).values()) if DRAWN else []
+    ONTOLOGY = all_plain(athena_files(Path(STUDY.ontology)).values()) if STUDY.ontology else []
     EVENT_FILES = open_dataset(Path(STUDY.data)).files() if STUDY.data else []
-    EVENTS = literals(EVENT_FILES) if STUDY.data else MADE_EVENTS
+    EVENTS = all_plain(EVENT_FILES) if STUDY.data else MADE_EVENTS
     if workflow.is_main_process:  # not the process of a job, which runs while others make what it needs
         OUTDATED = outdated(STUDY)
         for artefact, reason in OUTDATED.items():
@@ -73,7 +73,7 @@ except InputError as error:
 
 # One part of a data set is about 4 GiB of parquet, some 300 million events.
 PARTS_BY_SIZE = 1 + sum(os.path.getsize(file) for file in EVENT_FILES) // 2**32
-TIMELINES = f"{RESULTS}/timelines/{TOKENIZER.stem}"
+TIMELINES = f"{RESULTS}/timelines/{Path(TOKENIZER).stem}"
 SPLITS = f"{RESULTS}/events/subject_splits.parquet"
 TRACKING = "results/mlflow.db"
 # What the stages check their inputs against; `ancient`, so that a changed key runs only what depends on it.

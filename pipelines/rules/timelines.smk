@@ -2,7 +2,7 @@
 # cluster does side by side (another number: --set-scatter timelines=N); the result is the same to the byte.
 DATA_OPTIONS = lambda _: f"--splits {SPLITS} --profile {quote(str(find_profile(STUDY.profile)))}"
 PARTS = workflow.resource_settings.overwrite_scatter.get("timelines", PARTS_BY_SIZE)
-WORK = f"{RESULTS}/timelines/.{TOKENIZER.stem}"
+WORK = f"{RESULTS}/timelines/.{Path(TOKENIZER).stem}"
 
 
 scattergather:
@@ -15,7 +15,7 @@ if PARTS == 1:
         input:
             EVENTS,
             splits=SPLITS,
-            tokenizer=literal(TOKENIZER),
+            tokenizer=TOKENIZER,
             profile=PROFILE,
             study=WHOLE_STUDY,
         output:
@@ -51,7 +51,7 @@ else:
     rule fit:
         input:
             counted=gather.timelines(f"{WORK}/counted/{{scatteritem}}"),
-            tokenizer=literal(TOKENIZER),
+            tokenizer=TOKENIZER,
             study=WHOLE_STUDY,
         output:
             temp(directory(f"{WORK}/vocabulary")),
