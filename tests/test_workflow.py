@@ -507,7 +507,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(finished, repositor
 
 def test_odd_names_of_folders_and_files_are_names(repository, tmp_path, write_meds):
     """Brackets are no patterns, and a space is no separator, in data, tokenizer and profile; braces are refused."""
-    folder = clone(repository, tmp_path / "a {2} clone")
+    folder = clone(repository, tmp_path / "a clone")
     rows = pl.DataFrame({
         "subject_id": [s for s in range(9) for _ in range(3)],
         "time": [datetime(2000, 1, day) for _ in range(9) for day in (1, 2, 3)],
