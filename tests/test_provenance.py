@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ehrctx.artifacts import MANIFEST, Files, Fingerprints, fingerprint, new_artifact
+from ehrctx.cli.verbs import COUNTED
 from ehrctx.configuration import validate
 from ehrctx.errors import InputError
 from ehrctx.provenance import OLDEST, chain, needed_for, outdated, prepare, require_current
@@ -311,6 +312,28 @@ def test_a_running_study_is_not_marked(copy):
     with try_lock(FOLDER / ".lock"):
         prepare(changed, outdated(changed))
     assert all(path.stat().st_mtime > OLDEST for path in everything())
+
+
+def test_every_verb_masks_by_the_threshold_of_the_study(copy, capsys):
+    """10 to 19 subjects are not printed at a site that requires 20; here all are too few."""
+    (copy / "strict.yaml").write_text(yaml.safe_dump(STUDY | {"privacy": {"minimum_count": 100_000}}))
+    printing = ("check", "split", "tokenize", "label", "pretrain", "embed", "probe", "probe counts", "groups",
+                "properties", "perplexity")  # fmt: skip
+    for verb in printing:
+        call([verb.split()[0], *commands("strict.yaml")[verb]])
+        said = capsys.readouterr().out
+        counts = list(counts_in(json.loads(said[: said.rindex("\n}") + 2])))
+        assert counts, verb
+        assert set(counts) <= {"<100000", 0}, verb
+
+
+def counts_in(facts, counted=False):
+    """The counts of people among what a verb prints."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from counts_in(value, counted or name in COUNTED)
+        elif (counted or name in COUNTED) and isinstance(value, int | str):
+            yield value
 
 
 # Data that somebody else keeps: what its files hold decides, not when they say they were written.
