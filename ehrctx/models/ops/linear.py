@@ -8,7 +8,7 @@ attention, whose many small products oneDNN slows down.
 oneDNN compiles kernels for each shape, 0.5 to 1.7 MiB a product. torch and oneDNN each keep those of the last 1,024
 products, though batches of timelines rarely have a shape again: 1 GiB and more. Both read from the environment, at the
 first product, how many they keep; torch offers no other way to say so. 64 are more than a step uses (15 of each shape
-of a batch), and compiling the rest again costs less than 1 % of a step.
+of a batch), and compiling the others again costs nothing that can be measured.
 """
 
 from __future__ import annotations
