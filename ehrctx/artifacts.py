@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 MANIFEST = "manifest.json"
+RUN = "EHRCTX_RUN"  # environment variable: the locks of the run that a process belongs to, and its tokens
 SCHEMA_VERSION = 2
 # A file that changed twice within a tick of the clock looks unchanged: its fingerprint is remembered only later (ns).
 SETTLED = 2_000_000_000
@@ -174,6 +176,7 @@ def new_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
+        require_own_run()
         os.replace(partial, path)
     finally:
         _remove(partial)
@@ -237,6 +240,7 @@ def new_artifact(
             "versions": _versions(),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n")
+        require_own_run()
         if path.exists():
             old = path.with_name(f".{path.name}.replaced.partial-{os.getpid()}")
             os.replace(path, old)
@@ -284,13 +288,38 @@ def require_same_input(path: Path, kind: str, name: str, current: Path) -> None:
 def try_lock(file: Path) -> IO[str] | None:
     """Holds an advisory lock on `file` until what it returns is closed; None where another process holds it."""
     _make_folder(file.parent)
-    stream = file.open("w")
+    stream = file.open("a")  # which leaves what its holder wrote
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.close()
         return None
     return stream
+
+
+def begin_run(lock: IO[str]) -> None:
+    """Makes this process and those that it starts the run that holds `lock` (see `require_own_run`)."""
+    token = uuid.uuid4().hex
+    lock.truncate(0)
+    lock.write(token)
+    lock.flush()
+    runs = [os.environ[RUN]] if os.environ.get(RUN) else []
+    os.environ[RUN] = os.pathsep.join([*runs, f"{Path(lock.name).absolute()}={token}"])
+
+
+def require_own_run() -> None:
+    """Raises InputError in a job whose workflow died and whose study another one runs by now.
+
+    Such a job would write its result, of a study that may have been edited, over that of the new run.
+    """
+    for entry in filter(None, os.environ.get(RUN, "").split(os.pathsep)):
+        file, _, token = entry.rpartition("=")
+        try:
+            current = Path(file).read_text()
+        except OSError:
+            continue  # another machine, which does not see the lock
+        if current != token:
+            raise InputError(f"another run of the study has begun ({file}). This one ends and writes nothing.")
 
 
 @contextmanager

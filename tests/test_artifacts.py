@@ -12,13 +12,16 @@ import pytest
 from ehrctx import __version__
 from ehrctx.artifacts import (
     MANIFEST,
+    RUN,
     SCHEMA_VERSION,
+    begin_run,
     exclusive,
     fingerprint,
     new_artifact,
     new_file,
     read_manifest,
     require_same_input,
+    try_lock,
     write_table,
 )
 from ehrctx.errors import InputError
@@ -267,3 +270,33 @@ def test_a_table_has_empty_cells_where_nothing_is_defined_or_shown(tmp_path):
     write_table(table, tmp_path / "new" / "scores.csv")
     assert (tmp_path / "new" / "scores.csv").read_text() == "task,value,n\na,0.123457,1\nb,,2\nc,,3\n"
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["scores.csv"]
+
+
+def test_a_job_of_a_run_that_died_writes_nothing_once_another_has_begun(tmp_path, source, monkeypatch):
+    """Snakemake alone was killed: its jobs go on, and the study may have been edited since."""
+    monkeypatch.setenv(RUN, "")
+    with try_lock(tmp_path / ".lock") as first:
+        begin_run(first)
+        make(tmp_path / "out", source, "of the first run")
+        assert try_lock(tmp_path / ".lock") is None, "a look at the lock takes nothing from its holder"
+        make(tmp_path / "out", source, "still of the first run")
+    orphan = os.environ[RUN]
+    with try_lock(tmp_path / ".lock"):  # a dry run, which begins nothing
+        make(tmp_path / "out", source, "of the orphan")
+    with try_lock(tmp_path / ".lock") as second:
+        monkeypatch.setenv(RUN, "")
+        begin_run(second)
+        make(tmp_path / "out", source, "of the second run")
+        monkeypatch.setenv(RUN, orphan)
+        with pytest.raises(InputError, match="another run of the study has begun"):
+            make(tmp_path / "out", source, "of the orphan again")
+        with pytest.raises(InputError, match="another run of the study has begun"):
+            write_table(pl.DataFrame({"a": [1]}), tmp_path / "a.csv")
+    assert (tmp_path / "out" / "data.txt").read_text() == "of the second run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "out", "source.csv"]
+
+
+def test_a_job_that_cannot_see_the_lock_goes_on(tmp_path, source, monkeypatch):
+    monkeypatch.setenv(RUN, f"{tmp_path / 'elsewhere' / '.lock'}=token")
+    make(tmp_path / "out", source)
+    assert (tmp_path / "out").is_dir()

@@ -18,6 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from ehrctx.artifacts import require_own_run
 from ehrctx.pretrain.flop import matmul_rate, matrix_flop, mixing_flop
 from ehrctx.pretrain.module import PretrainingModule
 
@@ -90,6 +91,7 @@ class Checkpoint(Callback):
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # clocks differ, and all have to save together
         if due:
+            require_own_run()
             partial = self.folder / f".{CHECKPOINT}.partial"
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:

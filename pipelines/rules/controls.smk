@@ -3,7 +3,7 @@ import os
 import sys
 from pathlib import Path
 
-from ehrctx.artifacts import Fingerprints, try_lock
+from ehrctx.artifacts import Fingerprints, begin_run, try_lock
 from ehrctx.configuration import read_yaml, validate
 from ehrctx.controls.arms import Controls, compared
 from ehrctx.controls.tables import PROVENANCE, compared_inputs
@@ -51,6 +51,8 @@ onstart:
     globals()["HELD"] = [try_lock(results_of(study) / LOCK) for study in STUDIES.values()]
     if None in HELD:
         raise WorkflowError(f"another run of the controls {CONTROLS.name!r} is going on. Wait for it, or stop it.")
+    for lock in HELD:
+        begin_run(lock)
 
 
 rule controls:

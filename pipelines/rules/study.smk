@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from ehrctx.artifacts import try_lock
+from ehrctx.artifacts import begin_run, try_lock
 from ehrctx.configuration import read_yaml, validate
 from ehrctx.errors import InputError
 from ehrctx.events.meds import open_dataset
@@ -91,5 +91,6 @@ onstart:
     globals()["HELD"] = try_lock(Path(RESULTS) / LOCK)
     if HELD is None:
         raise WorkflowError(f"another run of the study {STUDY.name!r} is going on. Wait for it, or stop it.")
+    begin_run(HELD)
 
 

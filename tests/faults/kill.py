@@ -152,6 +152,7 @@ HOW: dict[str, Callable[[subprocess.Popen, list[int]], None]] = {
     "SIGKILL of all": signal_all(signal.SIGKILL),
     "SIGINT of all": signal_all(signal.SIGINT),
     "SIGTERM of all": signal_all(signal.SIGTERM),
+    "SIGKILL of Snakemake": lambda workflow, _: os.kill(workflow.pid, signal.SIGKILL),
 }
 
 
@@ -164,7 +165,7 @@ def disturb(folder: Path, fault: Fault) -> bool:
     if jobs:
         HOW[fault.how](workflow, [job for job in jobs if Path(f"/proc/{job}").exists()])
     workflow.wait()
-    while processes(folder, fault.stage):  # what a signal asked to end may take a moment
+    while "Snakemake" not in fault.how and processes(folder, fault.stage):  # what was asked to end may take a moment
         time.sleep(0.05)
     return bool(jobs)
 
