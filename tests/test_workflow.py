@@ -261,7 +261,6 @@ def test_a_key_given_twice_stops_before_any_job(repository, tmp_path):
 
 
 STAGES = {
-    "study",
     "check",
     "split",
     "tokenize",
