@@ -1,11 +1,11 @@
-"""The one exception that means "the user can mend this": printed as a sentence, exit code 2."""
+"""The one exception that means "the user can fix this": printed as a sentence, exit code 2."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
 class InputError(Exception):
-    """What is wrong, where (file, column, row), and how to mend it. Never names a subject or a subject's value."""
+    """What is wrong, where (file, column, row), and how to fix it. Never names a subject or a subject's value."""
 
 
 def refuse_repeated(names: Sequence[str], what: str) -> None:

@@ -105,18 +105,25 @@ def profile_patterns(profile: DatasetProfile) -> Iterator[tuple[str, tuple[str, 
 
 
 def unmatched_patterns(profile: DatasetProfile, codes: set[str]) -> list[str]:
-    """A sentence for each key of the profile that names codes, or beginnings of codes, which no event has."""
+    """A sentence for each key of the profile whose codes, or beginnings of codes, no event has, and one for single codes
+    of the other keys: a shipped profile names those of several sites."""
     used = pl.DataFrame({"code": sorted(codes)}, schema={"code": pl.String})
-    warnings = []
+    warnings, single = [], []
     for key, patterns in profile_patterns(profile):
         without = [p for p in patterns if not used.select(matches(pl.col("code"), (p,)).any()).item()]
-        if not without:
-            continue
-        named = ", ".join(map(repr, without[:PATTERNS_NAMED]))
-        more = f" and {len(without) - PATTERNS_NAMED:,} more" if len(without) > PATTERNS_NAMED else ""
-        effect = "so that no event counts as such" if len(without) == len(patterns) else "others of this key do"
-        warnings.append(f"profile {profile.name!r}: `{key}` has {named}{more}, which no event has; {effect}.")
+        if without and len(without) == len(patterns):
+            warnings.append(f"profile {profile.name!r}: no event has a code of `{key}` ({_named(without)}).")
+        else:
+            single += [f"{pattern!r} of `{key}`" for pattern in without]
+    if single:
+        shown = _named(single, str)
+        warnings.append(f"profile {profile.name!r}: no event has {shown}; other codes of the same keys are there.")
     return warnings
+
+
+def _named(patterns: Sequence[str], show: Callable[[str], str] = repr) -> str:
+    more = f" and {len(patterns) - PATTERNS_NAMED:,} more" if len(patterns) > PATTERNS_NAMED else ""
+    return f"{', '.join(map(show, patterns[:PATTERNS_NAMED]))}{more}"
 
 
 def _check_splits(

@@ -260,7 +260,7 @@ def load_definition(name_or_path: str) -> Task:
     if isinstance(definition, Given | Femr):
         definition = definition.beside(path.parent)
     if isinstance(definition, Femr) and not definition.file.is_file():
-        raise InputError(f"{path}: no such file: {definition.file}. Mend `labeler`.")
+        raise InputError(f"{path}: no such file: {definition.file}. Fix `labeler`.")
     return definition
 
 

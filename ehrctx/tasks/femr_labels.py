@@ -91,15 +91,15 @@ def _labeler(definition: Femr) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}. Mend it.") from error
+        raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}. Fix it.") from error
     found = getattr(module, cls, None)
     if not (isinstance(found, type) and issubclass(found, Labeler)):
-        raise InputError(f"{file} has no class {cls!r} that derives from femr.labelers.Labeler. Mend `labeler`.")
+        raise InputError(f"{file} has no class {cls!r} that derives from femr.labelers.Labeler. Fix `labeler`.")
     try:
         return found(**definition.arguments)
     except Exception as error:
         raise InputError(
-            f"{file}: {cls} does not take its `arguments`: {type(error).__name__}: {error}. Mend the definition."
+            f"{file}: {cls} does not take its `arguments`: {type(error).__name__}: {error}. Fix the definition."
         ) from error
 
 
@@ -112,13 +112,13 @@ def _apply(labeler: Any, database: Any, definition: Femr) -> pl.DataFrame:
         where = [frame for frame in frames if Path(frame.filename).resolve() == definition.file.resolve()] or frames
         raise InputError(
             f"the labeler of {task!r} failed with {type(error).__name__} in {where[-1].filename}, "
-            f"line {where[-1].lineno}. Mend it."
+            f"line {where[-1].lineno}. Fix it."
         ) from error
     answers = made["boolean_value"].to_list()
     if not all(answer in (True, False) for answer in answers):
-        raise InputError(f"the labeler of {task!r} gave a boolean_value that is neither True nor False. Mend it.")
+        raise InputError(f"the labeler of {task!r} gave a boolean_value that is neither True nor False. Fix it.")
     if made["prediction_time"].isna().any():
-        raise InputError(f"the labeler of {task!r} gave a label without a prediction_time. Mend it.")
+        raise InputError(f"the labeler of {task!r} gave a label without a prediction_time. Fix it.")
     columns = {
         "subject_id": made["subject_id"].to_list(),
         "prediction_time": made["prediction_time"].to_list(),

@@ -128,7 +128,7 @@ def make_labels(
         if "discharge" in definition.needs and not n_candidates:
             raise InputError(
                 f"the task {definition.task!r} finds no hospital stay: no event of `discharge` follows one of "
-                f"`admission` in the profile {profile.name!r}. Mend the profile, or add the ends of stays."
+                f"`admission` in the profile {profile.name!r}. Fix the profile, or add the ends of stays."
             )
     return {
         task: (pl.concat(found).sort("subject_id", "prediction_time", maintain_order=True), left_out[task])

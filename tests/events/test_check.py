@@ -198,9 +198,9 @@ def test_patterns_that_no_event_has_are_warned_of_by_key(write_meds, tmp_path):
     told = []
     assert check(dataset, profile, warn=told.append)[1] == []
     assert told == [
-        "profile 'p': `admission` has 'ADMISSION//*', which no event has; others of this key do.",
-        "profile 'p': `date_only` has 'X', 'Y//*', which no event has; so that no event counts as such.",
-        "profile 'p': `groups.sex.male` has 'SEX//M', which no event has; so that no event counts as such.",
+        "profile 'p': no event has a code of `date_only` ('X', 'Y//*').",
+        "profile 'p': no event has a code of `groups.sex.male` ('SEX//M').",
+        "profile 'p': no event has 'ADMISSION//*' of `admission`; other codes of the same keys are there.",
     ]
 
 

@@ -203,7 +203,7 @@ def test_a_labeler_may_give_no_label(data, define, profile_file, tmp_path):
 @pytest.mark.parametrize(
     ("source", "cls", "arguments", "words"),
     [
-        (ODD, "Odd", {"what": "fail"}, r"the labeler of 'own' failed with KeyError in .*own\.py, line 11\. Mend it\."),
+        (ODD, "Odd", {"what": "fail"}, r"the labeler of 'own' failed with KeyError in .*own\.py, line 11\. Fix it\."),
         (ODD, "Odd", {"what": "text"}, "'own' gave a boolean_value that is neither True nor False"),
         (ODD, "Odd", {"what": "none"}, "'own' gave a boolean_value that is neither True nor False"),
         (ODD, "Odd", {"what": "no time"}, "'own' gave a label without a prediction_time"),
@@ -241,7 +241,7 @@ def test_the_definition_finds_its_labeler_from_anywhere(define, tmp_path):
     assert watched_files([definition], None) == [definition.file]
     assert Femr.model_validate_json(definition.model_dump_json()) == definition
     definition.file.unlink()
-    with pytest.raises(InputError, match=r"own\.yaml: no such file: .*own\.py\. Mend `labeler`\."):
+    with pytest.raises(InputError, match=r"own\.yaml: no such file: .*own\.py\. Fix `labeler`\."):
         load_definition(file)
 
 
