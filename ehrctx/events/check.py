@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def profile_patterns(profile: DatasetProfile) -> Iterator[tuple[str, tuple[str, 
 
 
 def unmatched_patterns(profile: DatasetProfile, codes: set[str]) -> list[str]:
-    """A sentence for each key of the profile whose codes, or beginnings of codes, no event has, and one for single codes
-    of the other keys: a shipped profile names those of several sites."""
+    """A sentence for each key of the profile of which no event has a code, and one for single codes of the other keys:
+    a shipped profile names those of several sites."""
     used = pl.DataFrame({"code": sorted(codes)}, schema={"code": pl.String})
     warnings, single = [], []
     for key, patterns in profile_patterns(profile):

@@ -240,7 +240,7 @@ def test_the_command_line(run, write_meds, tmp_path):
     assert code == 0
     assert '"events": ' in out
     assert f"warning: {folder}: not read: data/1.csv. Write events as parquet" in said
-    assert "warning: profile 'own': `admission` has 'Visit/IP', which no event has;" in said
+    assert "warning: profile 'own': no event has a code of `admission` ('Visit/IP')." in said
     assert "ignored" not in said
     code, _, said = run("check", folder, "--verbose")
     assert code == 0
