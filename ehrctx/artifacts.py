@@ -17,7 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,10 +118,11 @@ class Fingerprints:
         return combined(chosen.folder, {file: self._digest(file) for file in chosen.files})
 
     def save(self) -> None:
-        """Remembers what was asked for since it was read; what was not is forgotten."""
-        if self._used != self._known:
-            with new_file(self._memory) as partial:
-                partial.write_text(json.dumps(self._used))
+        """Remembers what was asked for, beside what it knew of files that are still there."""
+        known = {name: entry for name, entry in self._known.items() if os.path.exists(name)} | self._used
+        if known != self._known:
+            with suppress(InputError, OSError), new_file(self._memory) as partial:  # a folder that cannot be written
+                partial.write_text(json.dumps(known))
 
 
 def _versions() -> dict[str, str]:
@@ -155,7 +156,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {folder} cannot be made: {error.strerror}. Give another place.") from None
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}. Give another path.") from None
 
 
 def _remove_leftovers(path: Path) -> None:

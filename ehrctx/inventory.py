@@ -6,6 +6,7 @@ A reader that skips a file without a word loses patients, so each accounts for e
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,12 +38,15 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         _refuse_folder(error)
     for entry in entries:
         path = folder / entry.name
-        if not entry.is_dir():
-            if not path.exists():
-                raise InputError(f"{path} is a link to a file that is not there. Restore the file, or remove the link.")
+        try:
+            status = entry.stat()
+        except OSError:  # nothing is there, or a link to itself
+            raise InputError(
+                f"{path} is a link to a file that is not there. Restore the file, or remove the link."
+            ) from None
+        if not stat.S_ISDIR(status.st_mode):
             yield path
             continue
-        status = entry.stat()
         identity = status.st_dev, status.st_ino
         if identity in above:
             raise InputError(f"{path} is a link to a folder above it, which would be read without end. Remove it.")

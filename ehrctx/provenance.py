@@ -49,7 +49,7 @@ class Expected(NamedTuple):
     """What a study says of one artefact."""
 
     settings: Mapping[str, Any]  # as the artefact records them
-    inputs: Mapping[str, Source]  # by the name under which the artefact records each
+    inputs: Mapping[str, Source] | None  # by the name under which the artefact records each; None: not compared
     called: Mapping[str, str] = {}  # a recorded setting's first name -> what the study calls it
     free: frozenset[tuple[str, ...]] = frozenset()  # settings that the machine decides
 
@@ -87,9 +87,8 @@ def _models(study: Study, models: Path, timelines: Path) -> Iterator[tuple[Path,
         else:
             free = set()
         inputs: dict[str, Source] = {"timelines": timelines}
-        start = study.start_of(model, str(models))
-        if start is not None and (start in map(str, (models / name for name in study.models)) or Path(start).is_dir()):
-            inputs["start"] = Path(start)  # a folder elsewhere may be gone once the model is finished
+        if start := study.start_of(model, str(models)):
+            inputs["start"] = Path(start)  # not compared once it is gone: a finished model needs its start no more
         called = {"settings": "pretraining"}
         yield models / model, Expected({"model": model, "settings": learned}, inputs, called, frozenset(free))
 
@@ -181,7 +180,7 @@ def _recorded(path: Path) -> dict[str, Any]:
         settings, inputs = held.get("settings", held), held["inputs"]
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
         raise InputError(f"{path} does not say what it was made from. Delete it and run the study again.") from None
-    return {"settings": settings, "inputs": inputs, "files": held.get("files", {}) if path.suffix == ".json" else {}}
+    return {"settings": settings, "inputs": inputs, "files": held.get("files", {})}
 
 
 def _sentence(expected: Expected, one: Difference) -> str:
@@ -200,17 +199,41 @@ def misfits(path: Path, expected: Expected, fingerprints: Fingerprints) -> Itera
     for one in differences(settings, expected.settings):
         if one.key not in expected.free:
             yield _sentence(expected, one)
-    for name in sorted(recorded["inputs"].keys() | expected.inputs.keys()):
-        if name not in expected.inputs:
-            yield f"made with {name}, which the study does not have"
-        elif name not in recorded["inputs"]:
-            yield f"made without {name}"
-        elif _exists(expected.inputs[name]) and fingerprints.of(expected.inputs[name]) != recorded["inputs"][name]:
-            yield f"made from another {name}"
+    if expected.inputs is not None:
+        yield from _other_inputs(recorded["inputs"], expected.inputs, fingerprints)
     for name, digest in recorded["files"].items():
-        file = path.with_name(name)
-        if not file.is_file() or fingerprints.of(file) != digest:
-            yield f"{name} beside it is not the one that was written with it"
+        file = path / name if path.is_dir() else path.with_name(name)
+        if not file.is_file():
+            yield f"{name} is missing"
+        elif fingerprints.of(file) != digest:
+            yield f"{name} is not the one that was written with it"
+
+
+def _other_inputs(recorded: Mapping[str, str], expected: Mapping[str, Source], known: Fingerprints) -> Iterator[str]:
+    for name in sorted(recorded.keys() | expected.keys()):
+        if name not in expected:
+            yield f"made with {name}, which the study does not have"
+        elif name not in recorded:
+            yield f"made without {name}"
+        elif _exists(expected[name]) and known.of(expected[name]) != recorded[name]:
+            yield f"made from another {name}"
+
+
+def reasons_against(path: Path, expected: Expected, fingerprints: Fingerprints) -> str:
+    """All `misfits` in one text; nothing where there are none. What does not say what it was made from does not fit."""
+    try:
+        return "; ".join(misfits(path, expected, fingerprints))
+    except InputError:
+        return "it does not say what it was made from"
+
+
+def _require_data_as_imported(study: Study, fingerprints: Fingerprints) -> None:
+    """Raises InputError where an import or a simulation wrote `data`, and a file of it is another by now."""
+    manifest = Path(study.data or "") / MANIFEST
+    if study.data is None or not manifest.is_file():
+        return
+    for reason in misfits(manifest.parent, Expected({}, None), fingerprints):
+        raise InputError(f"{manifest.parent}: {reason}. Import or simulate it again, or delete its {MANIFEST}.")
 
 
 def _exists(source: Source) -> bool:
@@ -219,7 +242,7 @@ def _exists(source: Source) -> bool:
 
 def _upstream(path: Path, expected: Mapping[Path, Expected]) -> Iterator[Path]:
     """The artefact at `path`, after all that it is made from, directly or not."""
-    for source in expected[path].inputs.values():
+    for source in (expected[path].inputs or {}).values():
         if isinstance(source, Path) and source in expected:
             yield from _upstream(source, expected)
     yield path
@@ -250,6 +273,7 @@ def require_current(study: Study, artefacts: Iterable[Path], results: Path = RES
     """
     expected = chain(study, results)
     fingerprints = Fingerprints(results_of(study, results) / FINGERPRINTS)
+    _require_data_as_imported(study, fingerprints)
     for path in needed_for(study, artefacts, results):
         if not path.exists():
             raise InputError(f"{path} is not there. Run the study again, which makes what is missing.")
@@ -266,14 +290,10 @@ def outdated(study: Study, results: Path = RESULTS) -> dict[Path, str]:
     folder = results_of(study, results)
     fingerprints = Fingerprints(folder / FINGERPRINTS)
     reasons: dict[Path, str] = {}
+    _require_data_as_imported(study, fingerprints)
     for path, expected in chain(study, results).items():
-        if path.exists():
-            try:
-                said = list(misfits(path, expected, fingerprints))
-            except InputError:
-                said = ["it does not say what it was made from"]
-            if said:
-                reasons[path] = "; ".join(said)
+        if path.exists() and (reason := reasons_against(path, expected, fingerprints)):
+            reasons[path] = reason
     if folder.is_dir():
         fingerprints.save()
     return reasons

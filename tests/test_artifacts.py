@@ -261,7 +261,7 @@ def test_damaged_manifest_is_an_input_error(tmp_path, source):
 
 @pytest.mark.parametrize("writer", [new_file, lambda path: new_artifact(path, "thing", {}, {})])
 def test_a_place_below_a_file_is_an_input_error(tmp_path, source, writer):
-    with pytest.raises(InputError, match=r"source\.csv cannot be made: .* Give another place"), writer(source / "out"):
+    with pytest.raises(InputError, match=r"source\.csv cannot be made: .* Give another path"), writer(source / "out"):
         pass
 
 

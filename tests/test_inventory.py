@@ -26,8 +26,9 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
     assert names_below(tmp_path / "data") == ["a/2.parquet", "b/0.parquet", "b/deep/1.parquet", "c.parquet"]
 
 
-def test_a_link_to_nothing_is_refused(tmp_path):
-    (tmp_path / "0.parquet").symlink_to(tmp_path / "gone.parquet")
+@pytest.mark.parametrize("target", ["gone.parquet", "0.parquet"])
+def test_a_link_to_nothing_or_to_itself_is_refused(tmp_path, target):
+    (tmp_path / "0.parquet").symlink_to(tmp_path / target)
     with pytest.raises(InputError, match=r"0\.parquet is a link to a file that is not there"):
         files_below(tmp_path)
 

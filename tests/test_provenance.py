@@ -250,10 +250,46 @@ def test_every_stage_checks_the_whole_chain(copy, verb, spoiled):
     assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} <= {FOLDER}
 
 
+@pytest.mark.parametrize(
+    ("artefact", "file"),
+    [
+        ("events/meds", "data/00000.parquet"), ("timelines/clmbr_4k", "tokens.npy"), ("labels", "guo_los.parquet"),
+        (f"models/{MODEL}", "model.safetensors"), (f"embeddings/{MODEL}", "index.parquet"),
+        (f"probes/{MODEL}", "predictions.parquet"), ("probes/groups", "groups.parquet"),
+        ("robustness/properties", "properties.parquet"), (f"robustness/perplexity/{MODEL}", "losses.parquet"),
+    ],
+)  # fmt: skip
+def test_a_file_of_an_artefact_that_is_gone_or_another_is_named(copy, artefact, file):
+    path = FOLDER / artefact / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] + b"changed")
+    assert outdated(study_of()) == {FOLDER / artefact: f"{file} is not the one that was written with it"}
+    path.unlink()
+    assert outdated(study_of()) == {FOLDER / artefact: f"{file} is missing"}
+    with pytest.raises(InputError, match=rf"{artefact} does not fit the study 'pocket' \({file} is missing\)"):
+        require_current(study_of(), everything())
+    path.write_bytes(content)
+    assert outdated(study_of()) == {}
+
+
+def test_a_finished_model_needs_the_folder_that_it_started_from_no_more(copy):
+    """Its bytes are compared while they are there."""
+    study, manifest = study_of(start_from={MODEL: "./begun"}), FOLDER / "models" / MODEL / MANIFEST
+    shutil.copytree(FOLDER / "models" / MODEL, "begun")
+    held = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(held | {"inputs": held["inputs"] | {"start": fingerprint(Path("begun"))}}))
+    assert FOLDER / "models" / MODEL not in outdated(study)
+    assert outdated(study_of())[FOLDER / "models" / MODEL] == "made with start, which the study does not have"
+    touch_content(Path("begun"))
+    assert outdated(study)[FOLDER / "models" / MODEL] == "made from another start"
+    shutil.rmtree("begun")
+    assert FOLDER / "models" / MODEL not in outdated(study)
+
+
 def test_a_table_that_was_changed_by_hand_is_no_longer_reported(copy):
     table = FOLDER / "report/scores.csv"
     table.write_text(table.read_text().replace("auroc", "AUROC"))
-    with pytest.raises(InputError, match=r"provenance\.json does not fit .*scores\.csv beside it is not the one"):
+    with pytest.raises(InputError, match=r"provenance\.json does not fit .*scores\.csv is not the one"):
         call(["report", *commands("study.yaml")["report"]])
 
 
@@ -370,6 +406,19 @@ def test_the_same_content_with_another_time_is_not(elsewhere):
     (data / "README.md").write_text("a file that nobody reads")
     (data / "data/._0.parquet").write_text("junk")
     assert outdated(study) == {}
+
+
+def test_a_changed_file_of_a_data_set_that_an_import_wrote_is_refused(elsewhere):
+    """Its manifest stands for its files, and so has to be right about them."""
+    data, study = elsewhere
+    files = {name: fingerprint(data / name) for name in ("data/0.parquet", "data/deep/1.parquet")}
+    (data / MANIFEST).write_text(json.dumps({"kind": "events", "settings": {}, "inputs": {}, "files": files}))
+    assert outdated(study) == {FOLDER / "labels": "made from another events"}
+    pl.read_parquet(data / "data/0.parquet").with_columns(code=pl.lit("b")).write_parquet(data / "data/0.parquet")
+    os.utime(data / "data/0.parquet", (10**9, 10**9))
+    for look in (lambda: outdated(study), lambda: require_current(study, [FOLDER / "labels"])):
+        with pytest.raises(InputError, match=r"my meds: data/0\.parquet is not the one that was written with it"):
+            look()
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed"])

@@ -19,7 +19,7 @@ def controls(
     """Write what the workflow found in cohorts of which the truth is known, against that truth, and the page."""
     from ehrctx.configuration import settings as parse
     from ehrctx.controls.arms import ARMS, Controls, compared
-    from ehrctx.controls.tables import write_controls
+    from ehrctx.controls.tables import record_controls, write_controls
     from ehrctx.provenance import require_current
     from ehrctx.report.controls import write_page
 
@@ -29,5 +29,6 @@ def controls(
         require_current(study, compared(arm, study, results / study.name), results)
     tables = write_controls(asked, folders, out)
     write_page(asked, tables, out / "index.html")
+    record_controls(asked, folders, out)
     judged = tables["controls"].drop_nulls("holds")
     typer.echo(f"controls: {judged['holds'].sum()} of {judged.height} statements hold; {out}/index.html")

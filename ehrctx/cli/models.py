@@ -63,10 +63,11 @@ def pretrain(
         if tracking is not None and is_first_process():
             from ehrctx.report.tracking import training_logger
 
-            yield training_logger(tracking, experiment, model, chosen, start)
+            yield training_logger(tracking, experiment, model, chosen, start, timelines)
 
     whole = read_study(study)
-    check_inputs(whole, timelines)
+    from_study = [start] if start is not None and whole is not None and start.name in whole.models else []
+    check_inputs(whole, timelines, *from_study)
     folder = checkpoints if checkpoints is not None else out.with_name(f"{out.name}.checkpoints")
     facts = run(timelines, model, chosen, out, folder, loggers(), start=start)
     if is_first_process():

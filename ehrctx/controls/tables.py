@@ -147,7 +147,7 @@ def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -
     """Writes controls.csv (SCHEMA) and the tables of its figures to the folder `out`; `results` are the arms' folders.
 
     Beside it: aurocs.csv (by arm and model), chance.csv (`negative.SCHEMA`), levels.csv (`levels.SCHEMA`),
-    progression.csv, and controls.json: the controls as they were asked for, and what they were made from.
+    and progression.csv.
     """
     statistics, studies = controls.statistics, controls.studies()
     events = {arm: results[arm] / "events" / "meds" for arm in studies}
@@ -182,9 +182,14 @@ def write_controls(controls: Controls, results: Mapping[str, Path], out: Path) -
     }
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")
-    made_from = compared_inputs(controls, results)
-    write_provenance(out / PROVENANCE, controls.model_dump(mode="json"), made_from, [out / f"{t}.csv" for t in tables])
     return tables
+
+
+def record_controls(controls: Controls, results: Mapping[str, Path], out: Path) -> None:
+    """Writes controls.json: the controls as they were asked for, and what the tables and the page in `out` are made
+    from."""
+    written = sorted([*out.glob("*.csv"), *out.glob("*.html")])
+    write_provenance(out / PROVENANCE, controls.model_dump(mode="json"), compared_inputs(controls, results), written)
 
 
 def _auroc_table(found: Mapping[str, Found], intervals: Intervals) -> pl.DataFrame:

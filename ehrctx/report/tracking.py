@@ -50,7 +50,7 @@ def _usable(store: Path) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"MLflow cannot use its store {store} ({reason}). Move it away, or give another place."
+            f"MLflow cannot use its store {store} ({reason}). Move it away, or give another path."
         ) from None
 
 
@@ -115,11 +115,17 @@ def run_of(store: Path, experiment: str, model: str, identity: str) -> str:
 
 
 def training_logger(
-    store: Path, experiment: str, model: str, settings: Pretraining, start: Path | None = None
+    store: Path,
+    experiment: str,
+    model: str,
+    settings: Pretraining,
+    start: Path | None = None,
+    timelines: Path | None = None,
 ) -> MLFlowLogger:
     """A Lightning logger on the run of `model`, with what it learns by as parameters; it begins from `start`, if given.
 
-    A model that begins from other weights is another run; one that is run in another way (threads, devices) is not.
+    A model that begins from other weights, or learns from other `timelines`, is another run; one that is run in another
+    way (threads, devices) is not.
     """
     from lightning.pytorch.loggers import MLFlowLogger  # imports torch, which scoring does without
 
@@ -137,7 +143,7 @@ def training_logger(
                 self.ended = True
                 reason = str(error).splitlines()[0].rstrip(".")
                 print(
-                    f"warning: MLflow no longer takes what {model} logs ({reason}). The training goes on untracked.",
+                    f"warning: MLflow refuses entries of {model} ({reason}). The training goes on untracked.",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -149,7 +155,8 @@ def training_logger(
             self._log(super().finalize, status)
 
     initialise(store, experiment)
-    begun = {"start": fingerprint(start)} if start is not None and start.is_dir() else {}
+    read = {"start": start, "timelines": timelines}
+    begun = {name: fingerprint(path) for name, path in read.items() if path is not None and path.is_dir()}
     learned = learned_settings(settings, ModelId.parse(model))
     run_id = run_of(store, experiment, model, json.dumps(learned | begun, sort_keys=True))
     logger = Tracker(experiment_name=experiment, tracking_uri=f"sqlite:///{store}", run_id=run_id)

@@ -8,7 +8,7 @@ from ehrctx.configuration import read_yaml, validate
 from ehrctx.controls.arms import Controls, compared
 from ehrctx.controls.tables import PROVENANCE, compared_inputs
 from ehrctx.errors import InputError
-from ehrctx.provenance import LOCK, Expected, mark, misfits, needed_for, results_of
+from ehrctx.provenance import LOCK, Expected, mark, needed_for, reasons_against, results_of
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -43,8 +43,8 @@ PAGES = [f"{OUT}/{file}" for file in ("index.html", "controls.csv", PROVENANCE)]
 if workflow.is_main_process and Path(OUT, PROVENANCE).is_file():
     FOLDERS = {arm: results_of(study) for arm, study in STUDIES.items()}
     ASKED = Expected(CONTROLS.model_dump(mode="json"), compared_inputs(CONTROLS, FOLDERS))
-    FITS = not any(misfits(Path(OUT, PROVENANCE), ASKED, Fingerprints(Path(OUT, ".fingerprints.json"))))
-    mark(map(Path, PAGES), [] if FITS else list(map(Path, PAGES)))
+    REASONS = reasons_against(Path(OUT, PROVENANCE), ASKED, Fingerprints(Path(OUT, ".fingerprints.json")))
+    mark(map(Path, PAGES), list(map(Path, PAGES)) if REASONS else [])
 
 
 onstart:

@@ -61,6 +61,7 @@ rule notebook:
         page=f"{RESULTS}/report/{{notebook}}.html",
     params:
         folder=f"{RESULTS}/report",
+    retries: 1  # kernels that start at once may choose the same port
     wildcard_constraints:
         notebook="|".join(NOTEBOOKS),
     shell:

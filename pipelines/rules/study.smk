@@ -66,7 +66,7 @@ try:
     if workflow.is_main_process:  # not the process of a job, which runs while others make what it needs
         OUTDATED = outdated(STUDY)
         for artefact, reason in OUTDATED.items():
-            print(f"{artefact} is made again: {reason}.", file=sys.stderr)
+            print(f"{artefact} does not fit the study and will be made again: {reason}.", file=sys.stderr)
         prepare(STUDY, OUTDATED)
 except InputError as error:
     raise WorkflowError(str(error)) from None

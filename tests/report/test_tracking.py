@@ -161,7 +161,7 @@ def test_a_run_deleted_while_it_is_logged_ends_no_training(tmp_path, capsys, wha
         logger.log_metrics({"train_loss": 1.0}, step)
     logger.finalize("success")
     said = capsys.readouterr().err
-    assert said.count("warning: MLflow no longer takes what gpt-tiny-64 logs") == 1
+    assert said.count("warning: MLflow refuses entries of gpt-tiny-64") == 1
     assert "The training goes on untracked." in said
 
 
