@@ -108,7 +108,6 @@ def score(
     import polars as pl
 
     from ehrctx.configuration import settings as parse
-    from ehrctx.probe.predict import COUNTS
     from ehrctx.probe.tables import write_scores
     from ehrctx.study import Privacy, Statistics
     from ehrctx.tasks.definition import MACRO, MACRO_MANY_POSITIVES
@@ -121,5 +120,6 @@ def score(
 
         log_scores(tracking, experiment, table)
     tasks = table.filter(~pl.col("task").is_in([MACRO, MACRO_MANY_POSITIVES]))["task"].n_unique()
-    models = table.filter(pl.col("model") != COUNTS)["model"].n_unique()
-    typer.echo(f"{tasks} tasks, {models} models and the heads on counts: {out}/scores.csv")
+    typer.echo(
+        f"{len(model)} models and the heads on counts; tasks with scores that may be shown: {tasks}; {out}/scores.csv"
+    )

@@ -181,14 +181,15 @@ def check(
     present = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(ids for _, ids in totals.subjects)]))
     wrong_splits, absent = _check_splits(dataset, splits, present, privacy)
     violations += wrong_splits
-    if absent:
+    is_readable = all(violation.n for violation in violations)  # else what was not read would count as absent
+    if absent and is_readable:
         warn(absent)
     if totals.births_ignored:
         warn(
             f"{privacy.shown(totals.births_ignored)} subjects were born more than 136 years before their last event: "
             f"their birth, and so their age, counts as unknown."
         )
-    if profile is not None:
+    if profile is not None and is_readable:
         for sentence in unmatched_patterns(profile, totals.codes):
             warn(sentence)
     return totals.summary(len(dataset.shards), privacy), violations

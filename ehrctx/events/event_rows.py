@@ -16,7 +16,7 @@ import polars as pl
 
 from ehrctx.events.batches import Batch
 from ehrctx.events.columns import datetimes, integers
-from ehrctx.events.limits import is_implausible, usable_codes
+from ehrctx.events.limits import is_implausible, is_placeholder_end, usable_codes
 from ehrctx.events.meds import BIRTH
 from ehrctx.events.units import is_missing_unit
 from ehrctx.events.writer import COLUMNS
@@ -136,8 +136,10 @@ def discharges(events: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     """
     is_visit = (pl.col("code") == ADMISSION) & (pl.col("table") == "visit_occurrence").fill_null(True)
     visits = events.filter(is_visit & pl.col("end").is_not_null())
-    ended = visits.filter(pl.col("end") >= pl.col("time"))
-    counts.adjust("ends of visits before their start", visits.height - ended.height)
+    closed = visits.filter(~is_placeholder_end(pl.col("time"), pl.col("end")))
+    counts.adjust("ends that are placeholders", visits.height - closed.height)
+    ended = closed.filter(pl.col("end") >= pl.col("time"))
+    counts.adjust("ends of visits before their start", closed.height - ended.height)
     kept = {name: pl.col(name) for name in ("subject_id", "visit_id", "table")}
     columns = kept | {"time": pl.col("end"), "code": pl.lit(DISCHARGE)}
     return ended.select(columns.get(name, pl.lit(None)).cast(t).alias(name) for name, t in events.schema.items())

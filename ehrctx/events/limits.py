@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 
 import polars as pl
 
 from ehrctx.events.rules import FIRST_DAY, LAST_DAY, LONGEST_CODE
 
 # Databases write 9999-12-31, 2999-12-31, 1111-11-11 or 0001-01-01 for a time that is unknown or yet to come.
+LONGEST_STAY = timedelta(days=50 * 365)
 IMPLAUSIBLE = (
     f"lies before {FIRST_DAY.year} or after {LAST_DAY.year - 1}, as placeholders do. Correct it, or drop such rows "
     f"with --implausible-time drop."
@@ -21,6 +23,12 @@ HASH_DIGITS = 8
 def is_implausible(time: pl.Expr) -> pl.Expr:
     """Whether a time is a placeholder: before 1700, or after 2499. False where there is none."""
     return ((time < FIRST_DAY) | (time >= LAST_DAY)).fill_null(False)
+
+
+def is_placeholder_end(start: pl.Expr, end: pl.Expr) -> pl.Expr:
+    """Whether the end of a visit stands for "not yet": out of the years of `is_implausible`, or decades after its
+    start, as 2099-12-31 is. False where there is none."""
+    return is_implausible(end) | (end - start > LONGEST_STAY).fill_null(False)
 
 
 def _shortened(code: str) -> str:

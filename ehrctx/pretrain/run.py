@@ -105,7 +105,12 @@ def _move_aside(folder: Path, identity: dict[str, Any]) -> None:
     number = next(i for i in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{i}").exists())
     aside = folder.with_name(f"{folder.name}.replaced-{number}")
     known = _read_identity(folder / RUN)
-    changed = "; ".join(one.sentence() for one in differences(known, identity)) if known else "they do not say whose"
+    keys = (
+        "; ".join(one.sentence() for one in differences(known, identity))
+        if known
+        else "their settings are not recorded"
+    )
+    changed = keys or "they hold no checkpoint that can go on"
     print(
         f"The checkpoint and kept models in {folder} are of another training ({changed}). They now lie in {aside}; "
         f"delete it if you do not need them.",

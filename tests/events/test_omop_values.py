@@ -106,7 +106,8 @@ def test_at_most_one_in_a_hundred_is_no_number(imported, n, refused):
         imported(tables)
     assert str(caught.value).endswith(
         "measurement.csv, row 1,980: value_as_number is not a number, here and in 1.1% of the rows that have one (at "
-        "most 1% may be texts). Write numbers with a point and without unit, and put texts into value_as_string."
+        "most 10 of them, or 1%, may be texts). Write numbers with a point and without unit, and put texts into "
+        "value_as_string."
     )
 
 
@@ -182,12 +183,27 @@ def test_an_end_that_is_a_placeholder(imported, end):
     assert events["time"].dt.year().max() == 2022
 
 
+@pytest.mark.parametrize("end", ["2199-12-31", "2099-12-31"])
+def test_an_end_decades_after_its_start_is_one_of_a_visit_alone(imported, end):
+    """2199 would be refused later, as too far from the person's other events; a condition may last for decades."""
+    tables = small_cdm()
+    tables["visit_occurrence"][0] |= {"visit_end_datetime": f"{end} 00:00:00"}
+    tables["visit_detail"][0] |= {"visit_detail_end_date": end}
+    tables["drug_exposure"][0] |= {"drug_exposure_end_date": end}
+    counts, events = imported(tables)
+    for name in ("visit_occurrence", "visit_detail"):
+        assert counts[name]["end_is_placeholder"] == 1
+    assert "end_is_placeholder" not in counts["drug_exposure"]
+    assert not set(events.filter(visit_id=10)["code"]) & {"Visit/IP//END", f"VISIT_DETAIL//{ICU}//END"}
+    assert events["time"].dt.year().max() == 2022
+
+
 @pytest.mark.parametrize("year", [2499, 1700])
 def test_the_years_between_are_times(imported, year):
     tables = small_cdm()
     tables["person"][0] |= {"birth_datetime": "1650-03-04"}
-    tables["visit_occurrence"][0] |= {"visit_start_datetime": "1690-01-01", "visit_end_date": f"{year}-12-31"}
-    tables["visit_occurrence"][0] |= {"visit_end_datetime": None, "visit_start_datetime": "1700-01-01 08:00:00"}
+    tables["visit_occurrence"][0] |= {"visit_start_datetime": f"{year}-01-01 08:00:00", "visit_end_datetime": None}
+    tables["visit_occurrence"][0] |= {"visit_end_date": f"{year}-12-31"}
     _, events = imported(tables, checked=False)  # no life is as long
     assert events.filter(pl.col("code") == "Visit/IP//END", visit_id=10)["time"].dt.year().to_list() == [year]
 

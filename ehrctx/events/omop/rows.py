@@ -12,7 +12,7 @@ import polars as pl
 from ehrctx.errors import InputError
 from ehrctx.events.batches import Batch
 from ehrctx.events.columns import datetimes, integers, numbers_or_texts, texts
-from ehrctx.events.limits import ENDING, IMPLAUSIBLE, is_implausible, usable_codes
+from ehrctx.events.limits import ENDING, IMPLAUSIBLE, is_implausible, is_placeholder_end, usable_codes
 from ehrctx.events.meds import BEFORE_BIRTH, BIRTH
 from ehrctx.events.omop.concepts import Concepts
 from ehrctx.events.omop.people import BIRTH_COLUMNS, TRAIT_COLUMNS, People, births_of
@@ -56,8 +56,8 @@ class Numbers:
         if self.texts > FEW_TEXTS and self.texts > MOST_TEXTS * self.filled:
             raise InputError(
                 f"{self.first}: value_as_number is not a number, here and in {self.texts / self.filled:.1%} of the "
-                f"rows that have one (at most {MOST_TEXTS:.0%} may be texts). Write numbers with a point and without "
-                f"unit, and put texts into value_as_string."
+                f"rows that have one (at most {FEW_TEXTS} of them, or {MOST_TEXTS:.0%}, may be texts). Write numbers "
+                f"with a point and without unit, and put texts into value_as_string."
             )
 
 
@@ -215,12 +215,15 @@ def _checked(importer: Importer, batch: Batch, table: EventTable, counts: Counte
     rows = pl.DataFrame(
         {"subject_id": person, "at": at, "start": start, "end": end, "birth": importer.people.births.gather(at)}
     )
+    # a condition may last for decades, a stay does not
+    is_stay = table.kind is Kind.VISIT
+    placeholder = is_placeholder_end(pl.col("start"), pl.col("end")) if is_stay else is_implausible(pl.col("end"))
     rows = (
         rows.with_columns(
             no_person=pl.col("at").is_null(),
             no_time=pl.col("at").is_not_null() & pl.col("start").is_null(),
             implausible_time=pl.col("at").is_not_null() & is_implausible(pl.col("start")),
-            placeholder=is_implausible(pl.col("end")),
+            placeholder=placeholder,
             no_end=pl.col("end").is_null(),
         )
         .with_columns(
