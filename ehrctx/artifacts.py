@@ -289,7 +289,10 @@ def require_same_input(path: Path, kind: str, name: str, current: Path) -> None:
 def try_lock(file: Path) -> IO[str] | None:
     """Holds an advisory lock on `file` until what it returns is closed; None where another process holds it."""
     _make_folder(file.parent)
-    stream = file.open("a")  # which leaves what its holder wrote
+    try:
+        stream = file.open("a")  # which leaves what its holder wrote
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}. Work in a folder that you may write.") from None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

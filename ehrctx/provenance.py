@@ -38,11 +38,8 @@ AGE, OLDEST = 40 * 365 * 86_400, 10**9
 FINGERPRINTS = ".fingerprints.json"  # remembered in the study's folder
 SUMMARY, SPLITS = Path("events/summary.json"), Path("events/subject_splits.parquet")
 BASELINE = "counts"  # the folder of the predictions on counts
-SCORES, ROBUSTNESS, PAGE = (
-    "provenance.json",
-    "robustness.json",
-    "page.json",
-)  # what the tables and the page are made from
+# In report/: what the tables of `score`, those of `robustness`, and the page are made from.
+SCORES, ROBUSTNESS, PAGE = "provenance.json", "robustness.json", "page.json"
 
 
 class Expected(NamedTuple):
