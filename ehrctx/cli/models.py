@@ -107,10 +107,10 @@ def plan(
     from ehrctx.study import Study
 
     chosen = load(Study, find(study, Path("pipelines/studies"), "study"))
-    found = run(chosen, measure)
+    planned = run(chosen, measure)
     if as_json:
-        print_facts(found, chosen.privacy)
+        print_facts(planned, chosen.privacy)
     else:
-        typer.echo(plan_text(found))
+        typer.echo(plan_text(planned))
     if measure:
-        refuse_what_does_not_fit(found)
+        refuse_what_does_not_fit(planned)
