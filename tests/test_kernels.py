@@ -17,7 +17,7 @@ from ehrctx import kernels  # noqa: E402
 
 @pytest.fixture
 def nowhere_to_write(monkeypatch):
-    """As in a container: numba finds no folder that it can write. (Root can write everywhere, so it is told.)"""
+    """As in a container: numba finds no folder that it can write. (Root could write everywhere.)"""
 
     def refuse(self):
         raise PermissionError("read-only")

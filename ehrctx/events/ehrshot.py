@@ -83,10 +83,10 @@ def _one(found: Iterable[Path], folder: Path, what: str) -> Path | None:
 
 def _labels(files: Iterable[Path], folder: Path) -> dict[str, Path]:
     """The label files by task; of several folders with labels, those of the one called benchmark."""
-    found = [file for file in files if file.name.lower() in LABEL_FILES]
-    roots = sorted({file.parent.parent for file in found})
+    label_files = [file for file in files if file.name.lower() in LABEL_FILES]
+    roots = sorted({file.parent.parent for file in label_files})
     root = _one([root for root in roots if root.name == "benchmark"] or roots, folder, "labels")
-    of_tasks = {file.parent.name: file for file in found if file.parent.parent == root}
+    of_tasks = {file.parent.name: file for file in label_files if file.parent.parent == root}
     return {task: file for task, file in of_tasks.items() if task != SEVERAL_FINDINGS}
 
 

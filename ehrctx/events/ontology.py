@@ -268,9 +268,9 @@ def described(used: pl.Series, folder: Path | None, known: Mapping[str, str]) ->
     concept = _scan(files[CONCEPT]).with_columns(code=pl.concat_str("vocabulary_id", "concept_code", separator="/"))
     ids = _read(_of(concept, "code", own["code"]), files[CONCEPT])["concept_id"].unique()
     tables = {Path(name).stem.lower(): file for name, file in files.items()}
-    found = describe({name: Table(name, (file,)) for name, file in tables.items()}, ids.to_numpy())
+    concepts = describe({name: Table(name, (file,)) for name, file in tables.items()}, ids.to_numpy())
     return (
-        own.join(found, on="code", how="full", coalesce=True)
+        own.join(concepts, on="code", how="full", coalesce=True)
         .select("code", description=pl.coalesce("known", "description"), parent_codes="parent_codes")
         .sort("code")
     )

@@ -22,11 +22,11 @@ import numpy as np
 import polars as pl
 
 from ehrctx.errors import InputError
+from ehrctx.events.ehrshot import SHOT_FILES
 from ehrctx.study import FewShot
 
 SPLITS = ("train", "tuning")
 PUBLISHED = {"train": "train", "tuning": "val"}  # EHRSHOT's names of the splits
-SHOT_FILES = ("all_shots_data.json", "few_shots_data.json")
 
 Key = tuple[int, datetime, bool]  # subject, prediction time, label
 

@@ -227,8 +227,8 @@ def with_censored(definition: Task, censored: Literal["published"] | Censored) -
 
 def _given_at(place: Path) -> Given:
     """The task that a label file or a folder of labels stands for: its name is theirs."""
-    own = place.parent if is_whole(place.name) else place
-    name = label_stem(own.name) or own.name
+    named = place.parent if is_whole(place.name) else place
+    name = label_stem(named.name) or named.name
     if not place.exists():
         raise InputError(f"no such label file: {place}.")
     if not re.fullmatch(NAME, name):

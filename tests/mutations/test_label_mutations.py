@@ -63,7 +63,7 @@ def text_as(old: str, new: str) -> Change:
 
 
 def as_parquet(*names: str, edit: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame) -> Change:
-    """The labels as parquet, dealt out to as many files as there are names."""
+    """Writes the labels as parquet, divided among as many files as there are names."""
 
     def change(folder: Path, draw: np.random.Generator) -> None:
         frame = pl.read_csv(folder / "guo_los.csv", try_parse_dates=True)
